@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 class EngineShare(NamedTuple):
-    """The attribution of one engine's energy. Requests that it did not serve have no joules of it."""
+    """The attribution of one engine's energy, None if that is not known. Requests that it did not serve have no joules
+    of it."""
 
     name: str
     role: Literal["prefill", "decode"] | None
-    attribution: RunAttribution
+    attribution: RunAttribution | None
     probability: Floats
     """float64[n]: that it served each request, by row; 0 for those that it is not taken to have served."""
     named_by: dict[str, int]
@@ -37,15 +38,17 @@ class Unshared(NamedTuple):
 
 
 def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] = ()) -> RunAttribution:
-    """Return one attribution of all engines. A request owes each engine that served it what that engine's law says: all
-    of it is prefill at an engine that only computes prompts, and decode at one that only generates.
+    """Return one attribution of all engines, of which one at least has energy.
+
+    A request owes each engine that served it what that engine's law says: all of it is prefill at an engine that only
+    computes prompts, and decode at one that only generates. It has no joules where one of these engines, or what it
+    used, is not known.
 
     Errors of different engines are independent, as their counters are. Where it is only likely that an engine served a
     request, with probability p, the standard error grows by sqrt(p (1 - p)) of its joules there: they may be another's.
     """
-    parts = [_by_role(share) for share in shares]
-    rows = zip(*(part.requests for part in parts), strict=True)
-    requests = [_summed(list(zip(shares, of, strict=True)), row) for row, of in enumerate(rows)]
+    roles = [_by_role(share) for share in shares]
+    parts = [part for part in roles if part is not None]
     rejected = [part for part in parts if part.rejected_joules is not None]
     whole = RunAttribution(
         method=parts[0].method,
@@ -55,24 +58,38 @@ def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] =
         idle_mj=sum(part.idle_mj for part in parts) + sum(rest.idle_mj for rest in unshared),
         attributed_mj=sum(part.attributed_mj for part in parts),
         unattributed_mj=sum(part.unattributed_mj for part in parts) + sum(rest.unattributed_mj for rest in unshared),
-        requests=requests,
+        requests=[
+            _summed(
+                request.index,
+                [
+                    _Served(share, float(share.probability[row]), part.requests[row] if part else None)
+                    for share, part in zip(shares, roles, strict=True)
+                    if share.probability[row] > 0
+                ],
+            )
+            for row, request in enumerate(parts[0].requests)
+        ],
         coefficients=[
             coefficients if share.has_idle else msgspec.structs.replace(coefficients, idle_w=0.0, idle_se_w=0.0)
-            for share, part in zip(shares, parts, strict=True)
+            for share, part in zip(shares, roles, strict=True)
+            if part is not None
             for coefficients in part.coefficients
         ],
         fits=[fit for part in parts for fit in part.fits],
         sums={name: _summed_errors([part.sums[name] for part in parts]) for name in parts[0].sums},
         rejected_joules=sum(part.rejected_joules or 0.0 for part in rejected) if rejected else None,
         rejected_se_joules=_together(part.rejected_se_joules for part in rejected),
-        engines={share.name: part for share, part in zip(shares, parts, strict=True)},
+        engines={share.name: part for share, part in zip(shares, roles, strict=True) if part is not None},
     )
     whole.check()
     return whole
 
 
-def _by_role(share: EngineShare) -> RunAttribution:
-    """Return the attribution with all joules in the phase that the engine computes."""
+def _by_role(share: EngineShare) -> RunAttribution | None:
+    """Return the attribution with all joules in the phase that the engine computes. The joules of the other phase are
+    another engine's, and not known here."""
+    if share.attribution is None:
+        return None
     attribution = msgspec.structs.replace(share.attribution, named_by=share.named_by)
     if share.role is None:
         return attribution
@@ -80,8 +97,8 @@ def _by_role(share: EngineShare) -> RunAttribution:
     requests = [
         msgspec.structs.replace(
             request,
-            prefill_joules=request.joules if is_prefill else 0.0,
-            decode_joules=0.0 if is_prefill else request.joules,
+            prefill_joules=request.joules if is_prefill else None,
+            decode_joules=None if is_prefill else request.joules,
         )
         for request in attribution.requests
     ]
@@ -96,28 +113,40 @@ def _by_role(share: EngineShare) -> RunAttribution:
     return msgspec.structs.replace(attribution, requests=requests, sums=sums)
 
 
-def _summed(parts: Sequence[tuple[EngineShare, RequestEnergy]], row: int) -> RequestEnergy:
-    served = [(share, request) for share, request in parts if share.probability[row] > 0]
+class _Served(NamedTuple):
+    """A request at an engine that served it with this probability. energy: None if that of the engine is not known."""
+
+    engine: EngineShare
+    probability: float
+    energy: RequestEnergy | None
+
+
+def _summed(index: int, served: Sequence[_Served]) -> RequestEnergy:
+    energies = [at.energy for at in served if at.energy is not None]
+    prefill = _known(energy.prefill_joules for energy in energies)
+    decode = _known(energy.decode_joules for energy in energies)
+    joules = _joules((prefill, decode))
     variances = [
-        (request.se_joules or 0.0) ** 2 + p * (1 - p) * request.joules**2
-        for share, request in served
-        if (p := float(share.probability[row])) > 0
+        (at.energy.se_joules or 0.0) ** 2 + at.probability * (1 - at.probability) * (at.energy.joules or 0.0) ** 2
+        for at in served
+        if at.energy is not None
     ]
-    last = next((share for share, _ in served if share.role != "prefill"), None)
-    of_last = next((request for share, request in served if share is last), parts[0][1])
-    return msgspec.structs.replace(
-        of_last,
-        prefill_joules=_joules(request.prefill_joules for _, request in parts),
-        decode_joules=_joules(request.decode_joules for _, request in parts),
-        joules=_joules(request.joules for _, request in parts) or 0.0,
-        se_joules=round(float(np.sqrt(sum(variances))), 6) if served else of_last.se_joules,
-        saved_joules=_known(request.saved_joules for _, request in served),
-        saved_se_joules=_together(request.saved_se_joules for _, request in served),
-        recomputed_joules=_known(request.recomputed_joules for _, request in served),
-        recomputed_se_joules=_together(request.recomputed_se_joules for _, request in served),
-        engine=last.name if last else None,
-        prefill_engine=next((share.name for share, _ in served if share.role == "prefill"), None),
-        engine_probability=round(min((float(s.probability[row]) for s, _ in served), default=0.0), 4) or None,
+    last = next((at for at in served if at.engine.role != "prefill"), None)
+    return RequestEnergy(
+        index=index,
+        prefill_joules=prefill,
+        decode_joules=decode,
+        joules=joules,
+        reasoning_joules=last.energy.reasoning_joules if last and last.energy else None,
+        tools_joules=last.energy.tools_joules if last and last.energy else None,
+        se_joules=None if joules is None else round(float(np.sqrt(sum(variances))), 6),
+        saved_joules=_known(energy.saved_joules for energy in energies),
+        saved_se_joules=_together(energy.saved_se_joules for energy in energies),
+        recomputed_joules=_known(energy.recomputed_joules for energy in energies),
+        recomputed_se_joules=_together(energy.recomputed_se_joules for energy in energies),
+        engine=last.engine.name if last else None,
+        prefill_engine=next((at.engine.name for at in served if at.engine.role == "prefill"), None),
+        engine_probability=round(min(at.probability for at in served), 4) if served else None,
     )
 
 

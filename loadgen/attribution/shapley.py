@@ -41,7 +41,7 @@ from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
 from loadgen.attribution.step_time import fit_law
 from loadgen.attribution.uncertainty import JoulesErrors, joules_errors
-from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
+from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj, mj_from_j
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import Bools, EngineSteps
@@ -60,11 +60,12 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     """Number of the request in the schedule."""
     prefill_joules: float | None
-    """Energy of the prefill; None for methods without phases."""
+    """Energy of the prefill; None for methods without phases, and where the energy of its engine is not known."""
     decode_joules: float | None
-    """Energy of the decode steps; None for methods without phases."""
-    joules: float
-    """Energy attributed to the request."""
+    """Energy of the decode steps; None for methods without phases, and where the energy of its engine is not known."""
+    joules: float | None
+    """Energy attributed to the request. None if it is not known which of several engines served it, or what an engine
+    that did used."""
     reasoning_joules: float | None = None
     """Part of `decode_joules` in which reasoning was generated, and in the next calls of tools; the rest is the
     answer's text. None when the kinds of the chunks are not known."""
@@ -92,6 +93,12 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     engine_probability: float | None = None
     """Probability that these are its engines: 1 where a header or a span names them, less where the engines' counters
     had to tell. None where none is known, or there is one."""
+
+    @property
+    def known_mj(self) -> int:
+        """Energy of the parts that are known, which is in the accounts."""
+        parts = (self.prefill_joules, self.decode_joules) if self.joules is None else (self.joules,)
+        return sum(mj_from_j(part) for part in parts if part is not None)
 
 
 class SumErrors(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +146,7 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is printed."""
         off_mj = energy_imbalance_mj(self.measured_mj, self.attributed_mj, self.idle_mj, self.unattributed_mj)
-        of_requests = sum(round(share.joules * 1000) for share in self.requests)
+        of_requests = sum(share.known_mj for share in self.requests)
         if off_mj or of_requests != self.attributed_mj:
             raise AssertionError(
                 f"energy is not conserved: {self.measured_mj} mJ, {self.measured_mj - off_mj} in accounts, "

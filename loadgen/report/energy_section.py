@@ -47,7 +47,7 @@ def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) ->
     return [
         *(tag("p", note) for note in notes),
         energy_ledger(attribution, summary.energy),
-        *engine_figure(summary.energy),
+        *engine_figure(summary),
         *boundary_figure(summary.energy),
         energy_by_workload(summary),
         run_figures.scatter(result, drawn),
@@ -88,12 +88,13 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")
 
 
-def engine_figure(energy: EnergySummary) -> list[Markup]:
+def engine_figure(summary: Summary) -> list[Markup]:
     """Return the accounts of each engine; empty where there is one."""
-    if not energy.engines:
+    engines = summary.energy.engines
+    if not engines:
         return []
-    accounts = table(ENGINE_HEADINGS, engine_rows(energy.engines), "Energy accounts of each engine")
-    caption = tag("figcaption", engine_note(energy.engines))
+    accounts = table(ENGINE_HEADINGS, engine_rows(engines), "Energy accounts of each engine")
+    caption = tag("figcaption", engine_note(engines, summary.requests.sent))
     return [tag("figure", tag("h3", "Engines"), accounts, caption, class_="wide")]
 
 

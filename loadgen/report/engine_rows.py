@@ -36,8 +36,8 @@ def engine_rows(engines: Sequence[EngineEnergy]) -> list[list[str]]:
     ]
 
 
-def engine_note(engines: Sequence[EngineEnergy]) -> str:
-    """Return how it is known which engine served a request."""
+def engine_note(engines: Sequence[EngineEnergy], sent: int) -> str:
+    """Return how it is known which engine served a request, and of how many of those that were sent it is not."""
     total: dict[str, int] = {}
     for engine in engines:
         for evidence, requests in engine.named_by.items():
@@ -50,6 +50,11 @@ def engine_note(engines: Sequence[EngineEnergy]) -> str:
     }
     known = sum(total.values())
     told = [f"{percent(total[evidence] / known)} {words[evidence]}" for evidence in words if evidence in total]
-    if not told:
-        return ""
-    return f"Each engine has a law, an idle power and a conservation of its own. Requests are placed {', '.join(told)}."
+    sentences = ["Each engine has a law, an idle power and a conservation of its own."]
+    if told:
+        sentences.append(f"Requests are placed {', '.join(told)}.")
+    if unplaced := sent - sum(engine.requests for engine in engines if engine.role != "prefill"):
+        sentences.append(
+            f"{count(unplaced)} of {count(sent)} are at no engine and have no joules: nothing says which served them."
+        )
+    return " ".join(sentences)

@@ -190,7 +190,7 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         for row in engine_rows(energy.engines):
             table.add_row(*(Text(cell) for cell in (f"  {row[0]}", *row[1:])))
         print_table(table, console)
-        _paragraph(console, engine_note(energy.engines), indent=2, style="dim")
+        _paragraph(console, engine_note(energy.engines, summary.requests.sent), indent=2, style="dim")
     _host_and_boundary(energy, console)
 
 

@@ -84,19 +84,20 @@ def energy_shares(
     if not shares:
         return {}
     energies = [shares[record.index] for record in records]
-    joules = sum_joules(energy.joules for energy in energies) or 0.0
-    output_tokens = sum(record.output_tokens or 0 for record in records)
+    attributed = [
+        (energy.joules, record) for energy, record in zip(energies, records, strict=True) if energy.joules is not None
+    ]
+    joules = sum_joules(spent for spent, _ in attributed) or 0.0
+    output_tokens = sum(record.output_tokens or 0 for _, record in attributed)
     prompts_known = prompts_counted and all(
         record.input_tokens is not None for record in records if record.ok or record.output_tokens is not None
     )
-    tokens = output_tokens + sum(record.input_tokens or 0 for record in records)
+    tokens = output_tokens + sum(record.input_tokens or 0 for _, record in attributed)
     return {
-        "attributed_joules": joules,
+        "attributed_joules": j_from_mj(sum(energy.known_mj for energy in energies)),
         "prefill_joules": sum_joules(energy.prefill_joules for energy in energies) or 0.0,
         "decode_joules": sum_joules(energy.decode_joules for energy in energies) or 0.0,
-        "joules_per_request": metrics.distribution(
-            energy.joules for energy, record in zip(energies, records, strict=True) if record.ok
-        ),
+        "joules_per_request": metrics.distribution(spent for spent, record in attributed if record.ok),
         "joules_per_output_token": joules / output_tokens if output_tokens else None,
         "joules_per_token": joules / tokens if tokens and prompts_known else None,
         "attributed_se_joules": round(errors.attributed_se_joules, 6) if errors else None,

@@ -57,7 +57,7 @@ def attribute_engines(
     for parts in groups.values():
         if len(parts) == 1:
             attribution, own = attribute_engine(parts[0].result, start_ns, end_ns, sums)
-            attributions = [attribution] if attribution else []
+            attributions: Sequence[RunAttribution | None] = [attribution]
         else:
             attributions, rest, own = _attribute_jointly(result, parts, start_ns, end_ns, sums)
             unshared += rest
@@ -70,10 +70,11 @@ def attribute_engines(
                 dict(part.named_by),
                 has_idle=part is parts[0],
             )
-            for part, attribution in zip(parts if attributions else [], attributions, strict=True)
+            for part, attribution in zip(parts, attributions or [None] * len(parts), strict=True)
         ]
         series += own
-    return (sum_of_engines(shares, unshared) if shares else None), series
+    has_energy = any(share.attribution for share in shares)
+    return (sum_of_engines(shares, unshared) if has_energy else None), series
 
 
 def _attribute_jointly(

@@ -25,6 +25,10 @@ NamedBy: TypeAlias = Literal["header", "span", "only engine", "counters"]
 or what the engines counted meanwhile."""
 
 
+LIKELY = 0.505
+"""Probability above which a request is taken to have been served by an engine. At a half, the counters tell nothing."""
+
+
 class EnginePart(NamedTuple):
     """One engine's part of a run. In `result`, requests that it did not serve are as if they had not been sent."""
 
@@ -106,8 +110,8 @@ def _choose(
         samples = [own_samples(result, engine) for engine in engines]
         likely = engine_probabilities(records, samples, known)
         for row in open_rows:
-            if not np.isnan(likely[row]).any():
-                best = int(likely[row].argmax())
+            best = int(likely[row].argmax())
+            if likely[row, best] > LIKELY:
                 known[row], probability[row], evidence[row] = best, likely[row, best], "counters"
     return _Choice(known, probability, evidence)
 

@@ -69,8 +69,8 @@ def _seconds(ns: float | None) -> float | None:
 
 
 def _joules_per_output_token(row: RequestRow) -> float | None:
-    tokens = row.record.output_tokens
-    return row.energy.joules / tokens if row.energy and tokens else None
+    tokens, joules = row.record.output_tokens, row.energy.joules if row.energy else None
+    return joules / tokens if joules is not None and tokens else None
 
 
 def _tags(row: RequestRow) -> str | None:

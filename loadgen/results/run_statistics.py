@@ -81,11 +81,11 @@ def over_requests(run: RunResult) -> Resampled:
     deciding["goodput.ratio"] = np.flatnonzero((limited > 0) & (good == (met <= missed)))
     if min(met, missed) < MIN_BEYOND:
         reasons["goodput.ratio"] = f"of {met + missed:,} requests {met:,} met every limit"
-    shares = run.shares
+    joules = [share.joules if (share := run.shares.get(record.index)) else None for record in records]
     tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
-    if shares and tokens.any():
-        spent = np.array([shares[record.index].joules if record.index in shares else 0.0 for record in records])
-        parts["energy.joules_per_output_token",] = _ratio(spent, tokens)
+    tokens[[spent is None for spent in joules]] = 0.0
+    if tokens.any():
+        parts["energy.joules_per_output_token",] = _ratio(np.array([spent or 0.0 for spent in joules]), tokens)
     return Resampled("requests", n, parts, reasons, deciding)
 
 

@@ -15,7 +15,7 @@ from loadgen.results.session_accounts import (
     session_rows,
 )
 from loadgen.results.summary import DepthCost, Distribution, SessionSummary
-from loadgen.units import j_from_mj, mj_from_j
+from loadgen.units import j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy
@@ -35,7 +35,7 @@ def _summarize(result: RunResult, accounts: Sequence[SessionAccount]) -> Session
     records = with_counted_prompts(result.schedule, result.records)
     inside = [records[row] for session in sessions for row in session.rows]
     indices = {record.index for record in inside}
-    other_mj = sum(mj_from_j(share.joules) for index, share in shares.items() if index not in indices)
+    other_mj = sum(share.known_mj for index, share in shares.items() if index not in indices)
     errors = result.attribution.sums.get("sessions") if result.attribution else None
     whole = account_of(inside, shares, errors, result.info.config, 0)
     tasks = [task for account in accounts for task in account.tasks]

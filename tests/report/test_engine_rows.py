@@ -21,7 +21,9 @@ def test_an_engine_has_a_cell_for_every_heading_and_none_is_invented() -> None:
 
 
 def test_the_note_says_how_requests_are_placed() -> None:
-    assert engine_note([DECODING]).endswith(
-        "75.0 % by a response header, 25.0 % as the likeliest by the engines' counters."
+    placed = "75.0 % by a response header, 25.0 % as the likeliest by the engines' counters."
+    assert engine_note([DECODING], 4).endswith(placed)
+    assert engine_note([DECODING], 7).endswith(
+        f"{placed} 3 of 7 are at no engine and have no joules: none is likelier."
     )
-    assert engine_note([LOST]) == ""
+    assert "placed" not in engine_note([LOST], 0)
