@@ -24,6 +24,6 @@ def test_the_note_says_how_requests_are_placed() -> None:
     placed = "75.0 % by a response header, 25.0 % as the likeliest by the engines' counters."
     assert engine_note([DECODING], 4).endswith(placed)
     assert engine_note([DECODING], 7).endswith(
-        f"{placed} 3 of 7 are at no engine and have no joules: none is likelier."
+        f"{placed} 3 of 7 are at no engine and have no joules: nothing says which served them."
     )
     assert "placed" not in engine_note([LOST], 0)
