@@ -78,11 +78,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               metavar="N", help="Maximum number of settled requests that GET /requests/ID knows.")  # fmt: skip
 @click.option("--keep-for", "kept_s", default=3600.0, show_default=True, type=FiniteRange(0, 31_536_000),
               metavar="S", help="Time for which it knows them.")  # fmt: skip
-@click.option("--label", "labels", multiple=True, metavar="NAME=ATTRIBUTE",
+@click.option("--label", "labels", multiple=True, metavar="NAME=ATTRIBUTE[:VALUE,...]",
               help="Label of joules, tokens and requests, such as tenant=http.request.header.x-tenant: an attribute of "
-              "the span, an entry of its baggage, or an attribute of its resource. Repeatable.")  # fmt: skip
+              "the span, an entry of its baggage, or an attribute of its resource. With values, as in "
+              "tenant=http.request.header.x-tenant:a,b, any other one is `other`. Repeatable.")  # fmt: skip
 @click.option("--label-values", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N",
-              help="Values of a label that are shown; any further one is `other`.")  # fmt: skip
+              help="Number of values that are shown of a label without stated ones; any other is `other`.")  # fmt: skip
 @click.option("--otlp-metrics-endpoint", envvar="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", metavar="URL",
               help="Send the metrics to this OTLP/HTTP collector, such as http://localhost:4318/v1/metrics.  "
               "[default: $OTEL_EXPORTER_OTLP_METRICS_ENDPOINT]")  # fmt: skip
@@ -154,6 +155,7 @@ def sidecar(
     if engines and (engine_url or gpus):
         other = "--engine-url" if engine_url else "--gpu"
         raise LoadgenError(f"--engine and {other} exclude each other: each --engine has its URL and its gpus")
+    attributes, stated_values = parse_labels(labels)
     root = engine_url.rstrip("/").removesuffix("/v1") if engine_url else None
     run_sidecar(
         SidecarOptions(
@@ -175,7 +177,8 @@ def sidecar(
             ledger=ledger,
             kept_requests=kept_requests,
             kept_s=kept_s,
-            labels=parse_labels(labels),
+            labels=attributes,
+            stated_values=stated_values,
             label_values=label_values,
             otlp_metrics_endpoint=otlp_metrics_endpoint or None,
             otlp_traces_endpoint=otlp_traces_endpoint,

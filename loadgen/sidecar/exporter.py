@@ -360,9 +360,9 @@ def reference() -> str:
         "",
         *_otlp_reference(),
         "The metrics marked + have the labels of `loadgen sidecar --label` too; without the option there are none. The",
-        "first 50 values of a label (`--label-values`) are shown. Further values are counted as `other`, and so are",
-        "values that are longer than 64 characters or not printable. A request without a value has an empty one, which",
-        "is the same as no label to Prometheus.",
+        "values that a label states are shown, or else its first 50 (`--label-values`). Further values are counted as",
+        "`other`, and so are values that are longer than 64 characters or not printable. A request without a value has",
+        "an empty one, which is the same as no label to Prometheus.",
         "",
         "Where engines have names (`--engine`), the metrics have the label `engine`, but for "
         + ", ".join(f"`{m.name}`" for m in METRICS if not m.by_engine)

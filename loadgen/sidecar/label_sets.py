@@ -1,4 +1,5 @@
-"""Bounds the values of labels of a user's choosing: the first that come are shown, any further one as `other`. Pure."""
+"""Bounds the values of labels of a user's choosing: those that are stated are shown, or else the first that come; any
+further one is `other`. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ CLOCKS_NS = NS_PER_S // 4
 """Clocks of a gateway's and an engine's machine may differ by this much."""
 
 
-ShownValues = dict[str, set[str]]
-"""Values that are shown, by label."""
+ShownValues = dict[str, set[str] | frozenset[str]]
+"""Values that are shown, by label. A set that is frozen gets no further ones: they are stated."""
 
 
 class LabelSets:
@@ -64,7 +65,7 @@ class LabelSets:
     def _shown(self, name: str, value: str) -> str:
         values = self._values.setdefault(name, set())
         if value not in values and value != OTHER:
-            if len(values) >= self._max_values:
+            if isinstance(values, frozenset) or len(values) >= self._max_values:
                 return OTHER
             values.add(value)
         return value

@@ -190,7 +190,7 @@ class Ledger:
         model: str | None = None,
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
-        shown: dict[str, set[str]] | None = None,
+        shown: dict[str, set[str] | frozenset[str]] | None = None,
         since_ns: int = 0,
         role: Literal["prefill", "decode"] | None = None,
     ) -> None:

@@ -39,8 +39,10 @@ class SidecarOptions:
     """Time for which they can be."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Attributes of spans, by the label that shows their values."""
+    stated_values: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Values that are shown of the labels that state them."""
     label_values: int = 50
-    """Values of a label that are shown."""
+    """Values that are shown of any other label."""
     otlp_metrics_endpoint: str | None = None
     """URL of the collector that gets the metrics; its headers are in the environment."""
     otlp_traces_endpoint: str | None = None

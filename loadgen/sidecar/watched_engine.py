@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from loadgen.clock import monotonic_ns
 from loadgen.energy.named_engine import domains_of
 from loadgen.errors import LoadgenError
+from loadgen.sidecar.label_sets import ShownValues
 from loadgen.sidecar.ledger import Ledger
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.units import NS_PER_S
@@ -75,7 +76,7 @@ def watched_engines(
 ) -> list[WatchedEngine]:
     """Return the engines, each with a ledger of its own. Raises LoadgenError when two have the same GPU, and MeterError
     when a URL is none."""
-    since_ns, shown = monotonic_ns(), dict[str, set[str]]()
+    since_ns, shown = monotonic_ns(), ShownValues(options.stated_values)
     lateness = options.lateness
     if len(options.engines) > 1:
         lateness = replace(lateness, blind_s=min((1 + ROUTING_SHARE) * lateness.blind_s, lateness.max_s))

@@ -6,7 +6,7 @@ OpenTelemetry's baggage span processors do, or where it recorded the `baggage` h
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,6 +14,8 @@ from loadgen.errors import LoadgenError
 
 MAX_LABELS = 8
 """Labels that can be chosen."""
+MAX_STATED = 1000
+"""Values of a label that can be stated."""
 MAX_VALUE = 64
 """Characters of a value; a longer one is shown as `other`."""
 MAX_ATTRIBUTE = 128
@@ -24,10 +26,10 @@ OTHER = "other"
 BAGGAGE = "http.request.header.baggage"
 
 RESERVED = frozenset(
-    ("model", "workload", "account", "outcome", "tokens", "gpu", "uuid", "source", "reason", "engine", "role",
+    ("model", "workload", "account", "day", "outcome", "tokens", "gpu", "uuid", "source", "reason", "engine", "role",
      "le", "quantile", "job", "instance")
 )  # fmt: skip
-"""Labels of the sidecar's own metrics, and of Prometheus."""
+"""Labels of the sidecar's own metrics, of bills and of Prometheus."""
 
 _ONE_REQUEST = re.compile(
     r"(request|response|conversation|session|trace|span|parent|correlation|transaction|message|call|thread|event|run)"
@@ -41,12 +43,18 @@ _NOT_SHOWN = re.compile(
 )
 
 
-def parse_labels(texts: Sequence[str]) -> dict[str, str]:
-    """Return the attribute of each label of `NAME=ATTRIBUTE`. Raises LoadgenError for what cannot be a label."""
+def parse_labels(texts: Sequence[str]) -> tuple[dict[str, str], dict[str, frozenset[str]]]:
+    """Return the attribute of each label of `NAME=ATTRIBUTE` or `NAME=ATTRIBUTE:VALUE,VALUE`, and the values of those
+    that state them. Raises LoadgenError for what cannot be a label."""
     labels: dict[str, str] = {}
+    stated: dict[str, frozenset[str]] = {}
     for text in texts:
-        name, _, attribute = (part.strip() for part in text.partition("="))
+        name, _, source = (part.strip() for part in text.partition("="))
+        attribute, colon, values = source.partition(":")
         fault = name_fault(name) or _attribute_fault(attribute)
+        if colon:
+            stated[name] = frozenset(value.strip() for value in values.split(","))
+            fault = fault or _values_fault(stated[name])
         if name in labels:
             fault = f"{name} is the name of two labels"
         if fault:
@@ -54,7 +62,7 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
         labels[name] = attribute
     if len(labels) > MAX_LABELS:
         raise LoadgenError(f"{len(labels)} times --label: at most {MAX_LABELS} labels can be chosen")
-    return labels
+    return labels, stated
 
 
 def name_fault(name: str) -> str | None:
@@ -62,7 +70,7 @@ def name_fault(name: str) -> str | None:
     if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_]{0,63}", name):
         return "expected a name of letters, digits and _, then = and an attribute: tenant=http.request.header.x-tenant"
     if name in RESERVED:
-        return f"{name} is the name of a label that metrics have already; choose another"
+        return f"{name} is the name of a label that metrics or bills have already; choose another"
     return None
 
 
@@ -73,6 +81,14 @@ def _attribute_fault(attribute: str) -> str | None:
         return f"{attribute} is an id with a value of its own for each request or session, too many for a label"
     if _NOT_SHOWN.search(attribute):
         return f"{attribute} is a secret or a text, which a label would publish"
+    return None
+
+
+def _values_fault(values: Collection[str]) -> str | None:
+    if len(values) > MAX_STATED:
+        return f"{len(values):,} values, of which at most {MAX_STATED:,} can be stated"
+    if not all(value and value == shown_value([value]) for value in values):
+        return f"expected values after the :, with commas between, each printable and at most {MAX_VALUE} characters"
     return None
 
 

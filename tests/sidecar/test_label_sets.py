@@ -22,6 +22,14 @@ def test_the_first_values_are_shown_and_stay_so() -> None:
     assert shown == ["a", "other", "b", "other", "a", "other", "b"]
 
 
+def test_values_that_are_stated_are_shown_however_many_others_come_first() -> None:
+    sets = LabelSets(["tenant", "team"], max_values=2, shown={"tenant": frozenset(("a", "b", "c"))})
+    made_up = [sets.bounded({"tenant": f"made-up-{k}"})["tenant"] for k in range(100)]
+    assert set(made_up) == {"other"}
+    assert [sets.bounded({"tenant": value})["tenant"] for value in "abc"] == ["a", "b", "c"]
+    assert [sets.bounded({"team": value})["team"] for value in "xyz"] == ["x", "y", "other"]
+
+
 def test_labels_that_were_not_chosen_are_left_out() -> None:
     sets = LabelSets(["tenant", "user"], 50)
     assert sets.bounded({"tenant": "a", "evil": "b"}) == {"tenant": "a"}

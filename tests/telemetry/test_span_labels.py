@@ -93,10 +93,15 @@ def test_spans_that_differ_on_a_label_have_other() -> None:
 
 
 def test_labels_are_names_and_attributes() -> None:
-    assert parse_labels(["tenant=http.request.header.x-tenant", " team = team.id "]) == {
-        "tenant": HEADER,
-        "team": "team.id",
-    }
+    assert parse_labels(["tenant=http.request.header.x-tenant", " team = team.id "]) == (
+        {"tenant": HEADER, "team": "team.id"},
+        {},
+    )
+
+
+def test_labels_may_state_their_values() -> None:
+    texts = ["tenant=http.request.header.x-tenant:a, b:1,b:1", "team=team.id"]
+    assert parse_labels(texts) == ({"tenant": HEADER, "team": "team.id"}, {"tenant": {"a", "b:1"}})
 
 
 @pytest.mark.parametrize(
@@ -108,9 +113,16 @@ def test_labels_are_names_and_attributes() -> None:
         (["te-nant=a"], "expected a name of letters"),
         (["model=a"], "already; choose another"),
         (["le=a"], "already; choose another"),
+        (["day=a"], "already; choose another"),
         (["a=b\n"], None),
         (["a=b\x1b"], "expected the name of an attribute"),
         (["a=x", "a=y"], "a is the name of two labels"),
+        (["a=x:"], "expected values after the :"),
+        (["a=x:y,,z"], "expected values after the :"),
+        (["a=x:y\x1b"], "expected values after the :"),
+        (["a=x:" + "y" * 65], "expected values after the :"),
+        (["a=x:" + ",".join(map(str, range(1001)))], "1,001 values, of which at most 1,000 can be stated"),
+        (["a=:y"], "expected the name of an attribute after ="),
         ([f"a{k}=x" for k in range(MAX_LABELS + 1)], "at most 8 labels"),
         (["r=gen_ai.request.id"], "gen_ai.request.id is an id"),
         (["r=gen_ai.conversation.id"], "is an id"),
@@ -127,7 +139,7 @@ def test_labels_are_names_and_attributes() -> None:
 )
 def test_ids_secrets_and_names_of_other_labels_are_refused(texts: list[str], message: str | None) -> None:
     if message is None:
-        assert parse_labels(texts) == {"a": "b"}
+        assert parse_labels(texts) == ({"a": "b"}, {})
         return
     with pytest.raises(LoadgenError, match=re.escape(message)):
         parse_labels(texts)
