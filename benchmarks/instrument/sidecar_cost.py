@@ -9,6 +9,10 @@ user + system of /proc/PID/stat. The shares of the parts are thread CPU times, t
 process. With --otlp the sidecar pushes its metrics every 10 s, and a span for each request, to a collector in this
 process.
 
+    python -m benchmarks.instrument.sidecar_cost --energy nvml [--energy-every 1]
+
+reads the counters of this machine's GPUs instead, whose energy has nothing to do with the requests: only for the cost.
+
     python -m benchmarks.instrument.sidecar_cost --tgi
 
 measures only how many of TGI's spans of tokens a core drops in a second.
@@ -48,6 +52,7 @@ INPUT_TOKENS = 100
 def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
     """Run `loadgen sidecar` and add up the time of its parts; an outer part does not count the time of inner ones."""
     from loadgen.cli import main
+    from loadgen.energy.nvml import NvmlMeter
     from loadgen.energy.remote import EnergyFeed
     from loadgen.sidecar import app, ledger, otlp_push
     from loadgen.telemetry.engine_metrics import EnginePoller
@@ -95,7 +100,8 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
     otlp_push.encode_metrics = apart("OTLP: encode metrics", otlp_push.encode_metrics)
     otlp_push.encode_spans = apart("OTLP: encode spans", otlp_push.encode_spans)
     EnergyFeed.read = apart("meter: read the feed", EnergyFeed.read)  # type: ignore[method-assign]
-    EnginePoller.read_now = apart("engine: read its page", EnginePoller.read_now)  # type: ignore[method-assign]
+    EnginePoller._poll = apart("engine: read its page", EnginePoller._poll)  # type: ignore[method-assign]
+    NvmlMeter.read = apart("meter: read NVML", NvmlMeter.read)  # type: ignore[method-assign]
     tell = Path(parts_file)
     signal.signal(signal.SIGUSR1, lambda *_: tell.write_text(json.dumps(spent)))
     sys.argv = ["loadgen", "sidecar", *arguments]
@@ -172,10 +178,11 @@ async def measure(options: argparse.Namespace) -> None:
     roomy = EngineOptions(max_num_seqs=1024)
     simulated = ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)
     async with running_simulator(simulated) as (server, engine), collector() as (address, received):
+        energy = ("--energy", options.energy, "--energy-every", str(options.energy_every))
         pushed = ("--otlp-metrics-endpoint", address, "--otlp-traces-endpoint", address) if options.otlp else ()
         child = await asyncio.create_subprocess_exec(
             sys.executable, __file__, "--parts", str(parts_file), "--engine-url", engine, "--port", str(port),
-            *pushed, stdout=asyncio.subprocess.PIPE,
+            *energy, *pushed, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert child.stdout
         await child.stdout.readline()  # printed once it serves
@@ -214,7 +221,7 @@ async def _look(pid: int, parts_file: Path, server: SimulatedServer) -> Look:
 def _report(start: Look, end: Look, tokens: int, memory_mb: float) -> None:
     wall_s, cpu, spans = (later - earlier for earlier, later in zip(start[:3], end[:3], strict=True))
     print(f"sidecar: {cpu:.2f} s CPU in {wall_s:.1f} s = {100 * cpu / wall_s:.2f} % of a core; {memory_mb:.0f} MB")
-    print(f"  {spans / wall_s:.0f} spans/s of about {tokens} output tokens, simulated server and counter")
+    print(f"  {spans / wall_s:.0f} spans/s of about {tokens} output tokens, simulated server")
     parts = {name: (end[3][name] - start[3].get(name, 0)) / 1e9 for name in end[3]}
     parts["the rest: HTTP, event loop, threads"] = cpu - sum(parts.values())
     for name, seconds in sorted(parts.items(), key=lambda pair: -pair[1]):
@@ -258,6 +265,8 @@ def main() -> None:
     parser.add_argument("--rps", type=float, default=100.0)
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--energy", default="auto", help="auto: the simulated counter; nvml costs what its driver does")
+    parser.add_argument("--energy-every", type=float, default=0.0)
     parser.add_argument("--otlp", action="store_true", help="push metrics and spans to a collector")
     parser.add_argument("--tgi", action="store_true", help="measure only the dropping of TGI's spans of tokens")
     options = parser.parse_args()
