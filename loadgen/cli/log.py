@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 SECRET_VARIABLES = (
     "OPENAI_API_KEY", "LOADGEN_SERVE_API_KEY", "LOADGEN_SIDECAR_TOKEN", "LOADGEN_ENERGY_TOKEN", "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN", "LOADGEN_REDFISH_PASSWORD",
 )  # fmt: skip
 """Environment variables whose values are secrets."""
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -187,7 +187,7 @@ def _secrets(options: Mapping[str, Any]) -> list[str]:
         elif name == "extra_body":
             values += _strings(value)
         else:
-            urls += [text for text in _strings(value) if "://" in text]
+            urls += [part for text in _strings(value) for part in text.split(",") if "://" in part]
             if isinstance(value, dict):  # engine options, notes
                 values += [str(item) for key, item in value.items() if _SECRET_NAME.search(key)]
     for url in urls:

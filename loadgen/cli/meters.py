@@ -15,8 +15,6 @@ from loadgen.energy.hwmon import HwmonMeter
 from loadgen.energy.inspect import DomainFacts, SourceFacts, inspect_sources
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import RaplMeter
-from loadgen.energy.redfish import SCHEME
-from loadgen.energy.remote import RemoteMeter
 from loadgen.errors import LoadgenError, MeterError
 
 if TYPE_CHECKING:
@@ -61,12 +59,10 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
 
 def _open(source: str, gpus: list[str] | None) -> "EnergyMeter":
     """Open what --energy of other commands names. Raises MeterError."""
-    if "://" in source and "#" not in source and not source.startswith(SCHEME):
-        return RemoteMeter(source, gpus=gpus)
     try:
         meter, reasons = open_meter(source, gpus=gpus)
     except LoadgenError as err:
-        raise MeterError(str(err)) from err
+        raise MeterError(str(err.__cause__ or err)) from err  # its cause is without the advice to run `meters`
     if meter is None:
         raise MeterError("; ".join(reasons))
     return meter

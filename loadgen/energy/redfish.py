@@ -113,7 +113,7 @@ class RedfishMeter:
             if number_at(resources[wanted.resource], wanted.path) is not None:
                 return wanted
         missing = f"{self._client.url} has neither EnvironmentMetrics with a reading nor a Power.PowerControl"
-        raise MeterError("; ".join([missing, *reasons]))
+        raise MeterError("; ".join([missing, *dict.fromkeys(reasons)]))
 
     def _get(self, resource: str) -> tuple[int, int, Any]:
         """Return when a resource was requested and received, and its JSON. Raises MeterError."""

@@ -202,6 +202,7 @@ SECRETS: list[tuple[dict[str, Any], str]] = [
     ({"headers": {"Authorization": "Bearer abcdefgh"}}, "abcdefgh"),
     ({"base_url": "http://h/v1?api-version=1&key=query-secret"}, "query-secret"),
     ({"engine_url": "http://user:pass%20word@h"}, "pass word"),
+    ({"energy": "http://h,http://user:plug-secret@p/metrics#a_watts"}, "plug-secret"),
     ({"extra_body": {"a": [{"b": "nested-value"}]}}, "nested-value"),
     ({"engine_option": {"api_key": "engine-key"}}, "engine-key"),
 ]
@@ -218,7 +219,7 @@ def test_a_secret_of_an_option_is_in_no_entry_whoever_quotes_it(
     assert (entry["text"], entry["deep"]) == ("<[redacted]>", {"list": ["'[redacted]'"]})
 
 
-@pytest.mark.parametrize("variable", ["HF_TOKEN", "LOADGEN_ENERGY_TOKEN", "https_proxy"])
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "LOADGEN_ENERGY_TOKEN", "LOADGEN_REDFISH_PASSWORD", "https_proxy"])
 def test_a_secret_of_the_environment_is_in_no_entry(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
 ) -> None:

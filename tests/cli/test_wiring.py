@@ -353,3 +353,12 @@ def test_a_header_that_cannot_be_sent_is_refused_in_one_line(text: str) -> None:
     result = CliRunner().invoke(cli, ["replay", "t.jsonl", "--header", text])
     assert result.exit_code == 2
     assert "Invalid value for '--header'" in result.output
+
+
+@pytest.mark.parametrize(
+    "source", ["http://127.0.0.1:1", "http://127.0.0.1:1/metrics#a_watts", "redfish+http://127.0.0.1:1"]
+)
+def test_meters_states_once_why_a_source_cannot_be_read_without_advice_to_run_it(source: str) -> None:
+    output = " ".join(loadgen("meters", "--seconds", 0.5, "--energy", source).output.split())
+    assert output.count("http://127.0.0.1:1 cannot be read: Connection refused") == 1
+    assert "lists what this machine has" not in output
