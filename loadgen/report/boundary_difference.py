@@ -32,7 +32,7 @@ def boundary_differences(a: Sequence[Summary], b: Sequence[Summary], letter: str
         for field, name in FACTORS.items()
     }
     if other := [f"{name} {of_a} and {of_b}" for name, (of_a, of_b) in stated.items() if of_a != of_b]:
-        sentences.append(f"A and {letter} state different factors: {', '.join(other)}.")
+        sentences.append(f"A and {letter} state different factors: {'; '.join(other)}.")
     return sentences
 
 

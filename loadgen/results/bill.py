@@ -150,7 +150,7 @@ def bill_of(
 ) -> BillSums:
     """Sum the ledger in a folder. Raises LoadgenError for what cannot be read, or is not a ledger."""
     if refused := [name for name in by if list(by).count(name) > 1 or not name or name in _COLUMN_NAMES]:
-        raise LoadgenError(f"a bill is by labels, each at most once, not by {refused[0][:80]!r}")
+        raise LoadgenError(f"a bill is by labels, each once and no column of it, not by {refused[0][:80]!r}")
     bill = BillSums(tuple(by), {}, share_idle, factors)
     parts: dict[tuple[str, int], Path] = {}
     for path in ledger_files(folder):

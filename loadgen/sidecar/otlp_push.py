@@ -60,7 +60,7 @@ class _Push:
         self._collector, self._resource, self._counts, self._period_s = collector, resource, counts, period_s
         self._failures = 0
         """Failures in a row."""
-        self._asked_s = 0.0
+        self._wait_s = 0.0
         """Pause that the collector asked for."""
         counts.exports.update({(self.signal, outcome): 0 for outcome in ("sent", "rejected", "failed")})
 
@@ -71,7 +71,7 @@ class _Push:
     @property
     def pause_s(self) -> float:
         """Pause before the next push: twice as long after each failure."""
-        return max(min(self._period_s * 2.0 ** min(self._failures, 20), MAX_PAUSE_S), self._period_s, self._asked_s)
+        return max(min(self._period_s * 2.0 ** min(self._failures, 20), MAX_PAUSE_S), self._period_s, self._wait_s)
 
     async def keep(self) -> None:
         """Push until cancelled."""
@@ -101,7 +101,7 @@ class _Push:
         elif self._failures and not answer.problem:
             _log.warning("OTLP %(signal)s: the collector answers again", {"signal": self.signal})
         self._failures = self._failures + 1 if answer.problem else 0
-        self._asked_s = answer.pause_s or 0.0
+        self._wait_s = answer.pause_s or 0.0
         return answer
 
 

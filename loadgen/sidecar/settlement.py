@@ -92,11 +92,11 @@ class Settlement:
                 self.on_settled(request, span.trace_id, span.span_id)
         self._lookup.forget(unix_ns(now_ns))
         if self._writer is None:
-            self._show(self._unwritten)
+            self._lookup.add(self._unwritten)
             self._unwritten = []
         else:
             self._add_period(self._writer, requests, snapshots, unix_ns)
-            self._show(self._unwritten[:-MAX_WAITING])  # the disk does not answer: no longer is waited for it
+            self._lookup.add(self._unwritten[:-MAX_WAITING])  # the disk does not answer: no longer is waited for it
             self._unwritten = self._unwritten[-MAX_WAITING:]
 
     def _add_period(
@@ -142,11 +142,8 @@ class Settlement:
         if self._writer is not None:
             self._writing, self._unwritten = self._unwritten, []
             await asyncio.to_thread(self._writer.flush)
-            self._show(self._writing)
+            self._lookup.add(self._writing)
             self._writing = []
-
-    def _show(self, requests: list[NamedRequest]) -> None:
-        self._lookup.add(requests)
 
     def close(self) -> None:
         """Write what waits, and release the ledger's folder."""

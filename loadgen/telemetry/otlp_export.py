@@ -100,7 +100,7 @@ def set_attribute(holder: Any, key: str, value: str | int | float) -> None:
 def resource_attributes(own: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the attributes of a process as a resource: its own, and over them those of OpenTelemetry's variables.
 
-    OTEL_RESOURCE_ATTRIBUTES is `key=value,...`, percent-encoded; OTEL_SERVICE_NAME goes before it.
+    OTEL_RESOURCE_ATTRIBUTES is `key=value,...`, percent-encoded; OTEL_SERVICE_NAME has precedence.
     """
     pairs = (pair.partition("=") for pair in environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
     users = {key.strip(): unquote(value.strip()) for key, equals, value in pairs if key.strip() and equals}

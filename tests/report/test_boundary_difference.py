@@ -53,7 +53,7 @@ def summary_with(bounds: Boundary | None) -> Summary:
         ({"pue": 1.1}, "A and B state different factors: PUE 1.2 and 1.1."),
         ({"price": None}, "A and B state different factors: price per kWh 0.3 and -."),
         ({"grid_source": "other"}, "source of the grid intensity my grid and other"),
-        ({"grid_intensity": 20.0, "price": 1.0}, "grid intensity in g/kWh 350 and 20, price per kWh 0.3 and 1."),
+        ({"grid_intensity": 20.0, "price": 1.0}, "grid intensity in g/kWh 350 and 20; price per kWh 0.3 and 1."),
         ({"parts": ("accelerator",)}, "The total energy of A includes accelerator, host, overhead; that of B"),
     ],
 )  # fmt: skip

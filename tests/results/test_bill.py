@@ -257,7 +257,7 @@ def test_a_folder_without_a_ledger_and_a_label_that_is_none_are_refused(tmp_path
         with pytest.raises(LoadgenError, match=problem):
             bill_of(folder)
     for by in (("energy_mj",), ("day", "day"), ("",)):
-        with pytest.raises(LoadgenError, match="a bill is by labels, each at most once, not by"):
+        with pytest.raises(LoadgenError, match="a bill is by labels, each once and no column of it, not by"):
             bill_of(tmp_path, by)
 
 
