@@ -29,6 +29,12 @@ PASSES = 3000
 """Passes at the most. At 4/s on two replicas 300 find the right engine of 92 % of the requests, 3,000 of 97 %."""
 SETTLED = 1e-5
 """Probabilities that change by less in a pass change no more."""
+SUPPORTED = 0.8
+"""Share of a request's tokens that its engines counted, without which its engine cannot be told: they count other than
+they generate. Of 300 simulated requests it is 0.98 or more for each."""
+SURE = 0.9
+"""Probability without which a request is not taken to be at an engine that counts nothing: all others must be ruled
+out."""
 MAX_WORK = 1_000_000_000
 """Counts that are scaled, over all passes: some 10 s."""
 
@@ -49,7 +55,7 @@ def engine_probabilities(
     """Return float64[n, E]: the probability that each engine served each request.
 
     engines: samples of each engine's counters. known: number of the engine of each request, None where it is not known.
-    NaN for a request that no window has tokens of: its engine cannot be told.
+    NaN for a request whose engine cannot be told: no window has its tokens, or no engine counted them.
     """
     counts = [_counts_of(records, samples) for samples in engines]
     likely = np.full((len(records), len(engines)), 1.0 / max(len(engines), 1))
@@ -58,7 +64,7 @@ def engine_probabilities(
     certain[np.arange(len(rows)), [engine for engine in known if engine is not None]] = 1.0
     likely[rows] = certain
     totals = [np.bincount(c.row, c.tokens, minlength=len(records)) for c in counts]
-    told = np.any([total > 0 for total in totals], axis=0) if totals else np.zeros(len(records), np.bool_)
+    support = np.ones(len(records))
     passes = min(PASSES, MAX_WORK // max(sum(len(count.row) for count in counts), 1))
     for _pass in range(passes if len(rows) < len(records) else 0):
         before = likely.copy()
@@ -69,12 +75,15 @@ def engine_probabilities(
             )
             score = np.bincount(count.row, count.tokens * ratio[count.window], minlength=len(records))
             likely[:, engine] *= np.divide(score, total, out=np.ones(len(total)), where=total > 0)
-        sums = likely.sum(axis=1, keepdims=True)
-        likely = np.where(sums > 0, likely / np.where(sums > 0, sums, 1.0), 1.0 / likely.shape[1])
+        support = likely.sum(axis=1)
+        sums = np.where(support > 0, support, 1.0)[:, None]
+        likely = np.where(support[:, None] > 0, likely / sums, 1.0 / likely.shape[1])
         likely[rows] = certain
         if np.abs(likely - before).max() < SETTLED:
             break
-    likely[~told] = np.nan
+    counted = np.array(totals).reshape(len(engines), len(records)) > 0
+    is_counted = counted[likely.argmax(axis=1), np.arange(len(records))] | (likely.max(axis=1) >= SURE)
+    likely[~counted.any(axis=0) | ~is_counted | (support < SUPPORTED)] = np.nan
     likely[rows] = certain
     return likely
 

@@ -151,12 +151,14 @@ def summarize_energy(
     duration_s = max(float(domain.t_ns[-1] - domain.t_ns[0]) / NS_PER_S for domain in clipped)
     if duration_s <= 0:
         return EnergySummary(valid=False, reasons=["the energy source was not read while requests ran"])
-    in_time = min(time_coverage(domain, start_ns, end_ns) for domain in clipped)
+    least = min(clipped, key=lambda domain: time_coverage(domain, start_ns, end_ns))
+    in_time = time_coverage(least, start_ns, end_ns)
     in_tokens = token_coverage(result)
     idle = [coefficients.idle_w for coefficients in attribution.coefficients]
     idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
     updates = min(len(domain) for domain in clipped)
-    reasons = list(invalid_reasons(result, updates, in_time, in_tokens, idle_w))
+    reasons = list(invalid_reasons(result, updates, in_time, in_tokens, idle_w, domain=least.domain))
+    reasons += few_placed(result, attribution)
     held_out, at_limit = held_out_r_squared(attribution.fits), at_limit_share(clipped)
     capped = at_power_limit(result) if at_limit is None else at_limit
     totals_valid = not reasons
@@ -226,12 +228,19 @@ def token_coverage(result: RunResult) -> float | None:
 
 
 def invalid_reasons(
-    result: RunResult, updates: int, in_time: float, in_tokens: float | None, idle_w: float | None
+    result: RunResult,
+    updates: int,
+    in_time: float,
+    in_tokens: float | None,
+    idle_w: float | None,
+    *,
+    domain: str | None = None,
 ) -> Iterator[str]:
     """Yield the reasons why the energy supports no claim.
 
     updates: of the counter that was updated least often. in_time, in_tokens: shares of the run's time and of the
-    engine's output tokens that are covered; None when the engine does not report its tokens.
+    engine's output tokens that are covered; None when the engine does not report its tokens. domain: the one with the
+    least of the time.
     """
     for note in result.info.energy_notes:
         if LEFT_OUT in note:
@@ -240,7 +249,8 @@ def invalid_reasons(
     if silent := [domain.name for domain in accelerators(result.info.domains) if samples[domain.name] < 2]:
         yield f"{', '.join(silent)} gave no energy"
     if in_time < _MIN_TIME_COVERAGE:
-        yield f"the energy source covers {in_time:.1%} of the run's time"
+        of_engine = f" of {domain}" if domain and result.info.engines else ""
+        yield f"the energy source{of_engine} covers {in_time:.1%} of the run's time"
     if in_tokens is not None and in_tokens < _MIN_TOKEN_COVERAGE:
         # A request in flight without an instant of sending lost its record, and the tokens may be its own.
         is_killed = any(record.error == "cancelled" and record.sent_ns is None for record in result.records)
@@ -264,6 +274,16 @@ def invalid_reasons(
         for cause, share in sorted(shares.items()):
             if cause != _POWER_CAP and share > _MAX_THROTTLED:
                 yield f"{domain} was throttled: {cause} in {share:.0%} of the readings of its clocks"
+
+
+def few_placed(result: RunResult, attribution: RunAttribution) -> list[str]:
+    """Return the reason why the energy supports no claim, where it is not known of too many answers which of several
+    engines they are of."""
+    answered = [share.engine for share, record in zip(attribution.requests, result.records, strict=True) if record.ok]
+    unplaced = answered.count(None)
+    if not result.info.engines or unplaced <= (1 - _MIN_TOKEN_COVERAGE) * len(answered):
+        return []
+    return [f"nothing says which engine served {unplaced:,} of {len(answered):,} requests"]
 
 
 def at_power_limit(result: RunResult) -> float:

@@ -30,7 +30,8 @@ LIKELY = 0.505
 
 
 class EnginePart(NamedTuple):
-    """One engine's part of a run. In `result`, requests that it did not serve are as if they had not been sent."""
+    """One engine's part of a run. In `result`, requests that it did not serve are as if they had not been sent, and
+    those that it may have served have no tokens."""
 
     engine: NamedEngine
     result: RunResult
@@ -77,8 +78,13 @@ def engine_parts(result: RunResult) -> list[EnginePart]:
         for record, is_split, end_ns in zip(records, split, ends_ns, strict=True)
     ]
     first = _choose(result, prefilling, prompts, spans)
-    parts = [_part(result, engine, k, serving, answers, last) for k, engine in enumerate(serving)]
-    parts += [_part(result, engine, k, prefilling, prompts, first) for k, engine in enumerate(prefilling)]
+    unplaced = [number is None for number in last.engine]
+    without_prompt = [
+        number is None and (is_split or is_unplaced)
+        for number, is_split, is_unplaced in zip(first.engine, split, unplaced, strict=True)
+    ]
+    parts = [_part(result, engine, k, answers, last, unplaced) for k, engine in enumerate(serving)]
+    parts += [_part(result, engine, k, prompts, first, without_prompt) for k, engine in enumerate(prefilling)]
     order = {engine.name: k for k, engine in enumerate(engines)}
     return sorted(parts, key=lambda part: order[part.engine.name])
 
@@ -130,12 +136,17 @@ def _part(
     result: RunResult,
     engine: NamedEngine,
     number: int,
-    engines: Sequence[NamedEngine],
     records: Sequence[RequestRecord],
     choice: _Choice,
+    unplaced: Sequence[bool],
 ) -> EnginePart:
+    """Return the part of the engine with this number among those that were chosen from. unplaced: requests whose engine
+    is not known. They may have been in flight at this one, so that it was not idle."""
     own = np.array([chosen == number for chosen in choice.engine], dtype=np.bool_)
-    seen = [record if is_own else _unserved(record) for record, is_own in zip(records, own.tolist(), strict=True)]
+    seen = [
+        record if is_own else _in_flight(whole) if is_unplaced else _unserved(record)
+        for record, whole, is_own, is_unplaced in zip(records, result.records, own.tolist(), unplaced, strict=True)
+    ]
     evidence = [by for by, is_own in zip(choice.named_by, own.tolist(), strict=True) if is_own and by is not None]
     part = replace(
         result,
@@ -173,6 +184,11 @@ def _answer_part(record: RequestRecord, end_ns: int) -> RequestRecord:
     """Return what the engine that generates saw of a request: all but the computing of its prompt."""
     cached = None if record.input_tokens is None else max(record.input_tokens - 1, 0)
     return msgspec.structs.replace(record, sent_ns=end_ns, cached_tokens=cached)
+
+
+def _in_flight(record: RequestRecord) -> RequestRecord:
+    """Return what is known of a request at an engine that may have served it: when it was in flight."""
+    return msgspec.structs.replace(_unserved(record), sent_ns=record.sent_ns, finished_ns=record.finished_ns)
 
 
 def _unserved(record: RequestRecord) -> RequestRecord:

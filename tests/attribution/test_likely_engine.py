@@ -56,3 +56,15 @@ def test_tokens_of_other_clients_draw_no_request_to_an_engine() -> None:
 def test_a_restart_of_an_engine_takes_nothing_from_what_it_counted_before() -> None:
     restarted = counters((0, 900, 90), (1, 1000, 91), (2, 0, 1), (3, 0, 2))
     assert engine_probabilities([FIRST], [restarted, B], [None])[0, 0] > 0.9
+
+
+def test_an_engine_that_counts_nothing_has_what_no_other_can_have() -> None:
+    likely = engine_probabilities([FIRST, SECOND], [A, []], [None, None])
+    assert np.isnan(likely[0]).all()  # A can have it, and so can the other one
+    assert likely[1, 1] > 0.9
+
+
+def test_tokens_that_no_engine_counted_place_no_request() -> None:
+    still = counters((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0))
+    assert engine_probabilities([FIRST], [still, A], [None])[0, 1] > 0.99
+    assert np.isnan(engine_probabilities([SECOND], [still, A], [None])).all()

@@ -11,6 +11,7 @@ from loadgen.attribution.shapley import RunAttribution
 from loadgen.results.engine_parts import engine_parts
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
+from loadgen.units import NS_PER_S
 from support.fleet_runs import Fleet, disaggregated, replicas, sharing
 
 
@@ -118,6 +119,8 @@ def test_a_request_whose_engine_cannot_be_told_has_no_joules_and_the_energy_is_u
     without_counters = replace(run, engines={"a": [], "b": []}, engine=[])
     attribution = attributed(without_counters)
     assert attribution.attributed_mj == 0
+    at_rest_mj = 131_000 * (attribution.end_ns - attribution.start_ns) / NS_PER_S
+    assert all(0 < engine.idle_mj < 1.1 * at_rest_mj for engine in attribution.engines.values())
     assert {(share.engine, share.joules, share.se_joules) for share in attribution.requests} == {(None, None, None)}
     assert attribution.measured_mj == attribution.idle_mj + attribution.unattributed_mj
 
@@ -149,6 +152,9 @@ def test_counters_to_which_every_engine_is_as_likely_place_no_request(two_replic
     attribution = attributed(replace(run, engines={"a": busy, "b": busy}))
     assert {(share.engine, share.joules) for share in attribution.requests} == {(None, None)}
     assert attribution.attributed_mj == 0
+    summary = analyse_run(replace(run, engines={"a": busy, "b": busy})).summary
+    assert summary is not None
+    assert f"which engine served {len(run.records)} of {len(run.records)} requests" in summary.energy.reasons[-1]
 
 
 def test_a_part_that_is_not_known_leaves_the_other_one(split: Fleet) -> None:
