@@ -10,7 +10,7 @@ from collections.abc import Callable
 from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import PLATFORM_MAX_W, CounterTrack, PowerTrack
 from loadgen.energy.meter import Reading
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
 from loadgen.http_get import PageClient
 
@@ -55,10 +55,7 @@ class MetricMeter:
         sent_ns, received_ns, value = self._read_value()
         if self._mj_per_unit is None:
             return Reading(self._power.observe((sent_ns + received_ns) // 2, value))
-        resets = self._counter.resets
-        sample = self._counter.observe(sent_ns, received_ns, round(value * self._mj_per_unit))
-        samples: list[EnergySample] = [] if sample is None else [sample]
-        return Reading(samples, self._counter.resets - resets)
+        return self._counter.reading(sent_ns, received_ns, round(value * self._mj_per_unit))
 
     def close(self) -> None:
         self._connection.close()

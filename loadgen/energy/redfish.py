@@ -16,7 +16,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import PLATFORM_MAX_W, CounterTrack, PowerTrack
 from loadgen.energy.meter import Reading
 from loadgen.energy.remote import LOOPBACK, MAX_COUNT
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
 from loadgen.http_get import PageClient, basic
 from loadgen.units import MJ_PER_J
@@ -91,10 +91,7 @@ class RedfishMeter:
             raise MeterError(f"{self._client.url}/{self._property.resource} has no value now")
         if not self._property.counts_energy:
             return Reading(self._power.observe((sent_ns + received_ns) // 2, value))
-        resets = self._counter.resets
-        sample = self._counter.observe(sent_ns, received_ns, round(value * MJ_PER_J))
-        samples: list[EnergySample] = [] if sample is None else [sample]
-        return Reading(samples, self._counter.resets - resets)
+        return self._counter.reading(sent_ns, received_ns, round(value * MJ_PER_J))
 
     def close(self) -> None:
         self._client.close()

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 
 from loadgen.errors import LoadgenError
 from loadgen.sidecar.label_sets import LabelSets
-from loadgen.telemetry.span_labels import OTHER
+from loadgen.telemetry.span_labels import OTHER, shown_value
 from loadgen.units import J_PER_KWH
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ _log = logging.getLogger(__name__)
 
 MAX_TEXT = 256
 """Characters of a text in a line of the log; a client may send longer ones."""
-MAX_VALUE = 64
-"""Characters of a label's value; a longer one is shown as `other`."""
 MAX_VALUES = 50
 """Values of a label that are shown; any further one is `other`."""
 MAX_ROWS = 1_000
@@ -154,7 +152,7 @@ class EnergyCounters:
 
     def add(self, call: GatewayCall, energy: CallEnergy | None) -> None:
         """Count a call; energy is None if its joules were not looked up, because too many waited."""
-        values = {name: _shown(getattr(call, name)) for name in self._labels.names}
+        values = {name: shown_value([getattr(call, name)]) for name in self._labels.names}
         row = self._labels.row(self._labels.bounded(values))
         if row not in self._rows and len(self._rows) >= MAX_ROWS:
             row = (OTHER,) * len(row)
@@ -164,7 +162,3 @@ class EnergyCounters:
             self._joules.labels(*row).inc(energy.joules)
             if energy.energy_cost is not None:
                 self._cost.labels(*row).inc(energy.energy_cost)
-
-
-def _shown(value: str) -> str:
-    return value if len(value) <= MAX_VALUE and value.isprintable() else OTHER
