@@ -9,7 +9,7 @@ import msgspec
 
 from loadgen.cli.options import FiniteRange
 from loadgen.energy.amd import open_amd
-from loadgen.energy.choose import open_meter
+from loadgen.energy.choose import energy_token, open_meter
 from loadgen.energy.cpu_estimate import CpuEstimate
 from loadgen.energy.hwmon import HwmonMeter
 from loadgen.energy.inspect import DomainFacts, SourceFacts, inspect_sources
@@ -60,7 +60,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
 def _open(source: str, gpus: list[str] | None) -> "EnergyMeter":
     """Open what --energy of other commands names. Raises MeterError."""
     try:
-        meter, reasons = open_meter(source, gpus=gpus)
+        meter, reasons = open_meter(source, gpus=gpus, token=energy_token(source))
     except LoadgenError as err:
         raise MeterError(str(err.__cause__ or err)) from err  # its cause is without the advice to run `meters`
     if meter is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -47,7 +48,8 @@ def open_meter(
 
     Several choices with commas between are one meter of all their domains. `auto` is the GPUs' counters, else the
     CPU's, else none: never an estimate. A source asked for by name that cannot be used raises LoadgenError. gpus:
-    indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`; every_s: as for `open_nvml`.
+    indices or UUIDs; token: for a URL; cpu_watts: (idle, busy) of the whole machine for `cpu`; every_s: as for
+    `open_nvml`.
     """
     if len(sources := sources_of(choice)) > 1:
         options = {"gpus": gpus, "token": token, "cpu_watts": cpu_watts, "powercap": powercap, "hwmon": hwmon}
@@ -86,6 +88,11 @@ def open_meter(
             raise LoadgenError(
                 f"--energy {choice!r} is none of {', '.join(CHOICES)}, nor hwmon:SENSOR, nor a URL (http://...)"
             )
+
+
+def energy_token(choice: str) -> str | None:
+    """Return $LOADGEN_ENERGY_TOKEN for the sources that a user names; none for what a server itself names as `auto`."""
+    return None if choice == "auto" else os.environ.get("LOADGEN_ENERGY_TOKEN") or None
 
 
 def sources_of(choice: str) -> list[str]:

@@ -388,7 +388,9 @@ class RemoteMeter:
     def _open(self, gpus: Sequence[str] | None) -> "EnergyFeed | PrometheusPage":
         opening = self._connection.get("/energy?since=0")
         if opening.status in (401, 403):
-            raise MeterError(f"{self._connection.url}/energy answers {opening.status}: it wants a token")
+            raise MeterError(
+                f"{self._connection.url}/energy answers {opening.status}: set LOADGEN_ENERGY_TOKEN to its token"
+            )
         try:
             _decode(opening, self._connection.url)
         except MeterError as no_feed:

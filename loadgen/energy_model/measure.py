@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loadgen import __version__
 from loadgen.client.client import Client
 from loadgen.client.server_probe import probe
-from loadgen.energy.choose import open_meter, source_beside
+from loadgen.energy.choose import energy_token, open_meter, source_beside
 from loadgen.energy_model.energy_profile import EnergyProfile
 from loadgen.energy_model.grid_measurement import measure_grid
 from loadgen.energy_model.profiling_plan import (
@@ -142,7 +142,7 @@ def _open_meter(base_url: str, energy: str, simulated_at: str | None) -> EnergyM
     source = source_beside(base_url, energy, simulated_at=simulated_at)
     if source is None:
         raise LoadgenError("the server is on another host: say where its energy is read, with --energy URL")
-    meter, reasons = open_meter(source)
+    meter, reasons = open_meter(source, token=energy_token(energy))
     if meter is None:
         raise LoadgenError("no energy to measure: " + "; ".join(reasons))
     return meter

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.choose import open_meter, source_beside
+from loadgen.energy.choose import energy_token, open_meter, source_beside
 from loadgen.energy.fleet_meter import open_fleet_meter
 from loadgen.energy.named_engine import parse_engines
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
@@ -50,8 +50,9 @@ class Metering:
         server, config = self._server, self._config
         if self.engines:
             self.meter, self.reasons, self.engines = await asyncio.to_thread(
-                open_fleet_meter, self.engines, config.energy, gpus=config.gpus or None, sharing=True
-            )
+                open_fleet_meter, self.engines, config.energy, gpus=config.gpus or None,
+                token=energy_token("engines"), sharing=True,
+            )  # fmt: skip
         else:
             await self._open_meter(server)
         if self.meter is None:
@@ -69,7 +70,9 @@ class Metering:
                 f"the server is on another host: run `loadgen sidecar` there and add --energy http://{host}:9478"
             ]
         else:
-            self.meter, self.reasons = await asyncio.to_thread(open_meter, source, gpus=self._config.gpus or None)
+            self.meter, self.reasons = await asyncio.to_thread(
+                open_meter, source, gpus=self._config.gpus or None, token=energy_token(self._config.energy)
+            )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.energy.choose import is_local, source_beside
+from loadgen.energy.choose import energy_token, is_local, source_beside
 
 
 def own_address() -> str:
@@ -55,3 +55,12 @@ def test_a_name_is_local_when_all_its_addresses_are(
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     assert is_local("http://pods.example:8000/v1") == local
+
+
+def test_the_token_is_for_sources_that_the_user_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is measured may name its own source as that of `auto`: it does not get the token."""
+    monkeypatch.setenv("LOADGEN_ENERGY_TOKEN", "sesame")
+    assert energy_token("http://h:9478") == energy_token("nvml,http://h:9478") == "sesame"
+    assert energy_token("auto") is None
+    monkeypatch.setenv("LOADGEN_ENERGY_TOKEN", "")
+    assert energy_token("http://h:9478") is None

@@ -386,7 +386,7 @@ def bad_pages() -> dict[str, tuple[dict[str, Answer], str]]:
             "two of its domains have the same name",
         ),
         "a wrong sample": ({"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1]]}')}, "is no energy feed"),
-        "a locked door": ({"/energy": (401, b"")}, "answers 401: it wants a token"),
+        "a locked door": ({"/energy": (401, b"")}, "answers 401: set LOADGEN_ENERGY_TOKEN to its token"),
         "a flood": ({"/energy": (200, huge)}, "sent more than 8 MiB"),
     }
 
