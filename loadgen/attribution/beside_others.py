@@ -13,6 +13,7 @@ from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.foreign_counters import counted_records
 from loadgen.attribution.foreign_spans import foreign_records
 from loadgen.attribution.speculation import engine_speculation
+from loadgen.telemetry.engine_sample import counter_values
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
@@ -48,7 +49,8 @@ def steps_beside_others(
     """
     speculation = engine_speculation(engine)
     tokens_per_step = 1.0 if speculation is None else speculation.emitted
-    foreign = foreign_records(records, spans, run_id, ahead_ns, tokens_per_step)
+    renamed = are_renamed(records, spans, run_id, engine)
+    foreign = [] if renamed else foreign_records(records, spans, run_id, ahead_ns, tokens_per_step)
     known = [*records, *foreign]
     steps = ours = engine_steps_of(known, engine)
     counted: list[RequestRecord] = []
@@ -64,6 +66,18 @@ def steps_beside_others(
         others = (steps.request >= len(known)) & (steps.decode > 0)
         context[others] = np.average(ours.context, weights=ours.decode)
     return SharedSteps(replace(steps, context=context, guessed_ns=guessed_ns), [*foreign, *counted], len(counted))
+
+
+def are_renamed(
+    records: Sequence[RequestRecord], spans: Sequence[EngineSpan], run_id: str, engine: Sequence[EngineSample]
+) -> bool:
+    """Return True if the spans are of our own requests, under ids that a gateway gave them: none has an id of ours, and
+    the engine counted less than half of their tokens beyond ours."""
+    generated = counter_values(engine, "generation_tokens")
+    if generated is None or any(span.id.startswith(f"{run_id}-") for span in spans):
+        return False
+    of_others = float(generated[-1] - generated[0]) - sum(record.output_tokens or 0 for record in records)
+    return of_others < sum(span.output_tokens or 0 for span in spans) / 2
 
 
 def steps_of_first(steps: EngineSteps, requests: int) -> EngineSteps:

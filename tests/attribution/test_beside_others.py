@@ -20,11 +20,12 @@ ALONE = engine_samples((-1, 0, 0, 0), (500, 50, 10, 50), (1001, 100, 10, 100))
 
 @pytest.mark.parametrize(
     ("engine", "spans", "foreign"),
-    [((), (), 0), (ALONE, (), 0), (SHARED, (), 1), ((), (THEIRS,), 1), (SHARED, (THEIRS,), 1)],
+    [((), (), 0), (ALONE, (), 0), (SHARED, (), 1), ((), (THEIRS,), 1), (SHARED, (THEIRS,), 1), (ALONE, (THEIRS,), 0)],
 )
 def test_a_request_of_another_client_is_there_once(
     engine: list[dict[str, float]], spans: tuple[EngineSpan, ...], foreign: int
 ) -> None:
+    """A span of another id, of tokens that the engine did not count beyond ours, is of a request of ours."""
     shared = steps_beside_others([OURS], engine, spans, "run")
     tokens = sum(record.output_tokens or 0 for record in shared.foreign)
     assert tokens == pytest.approx(100 * foreign, abs=1)
