@@ -48,12 +48,13 @@ def engine_note(engines: Sequence[EngineEnergy], sent: int) -> str:
         "only engine": "since no other engine can have served them",
         "counters": "as the likeliest by the engines' counters",
     }
-    known = sum(total.values())
-    told = [f"{percent(total[evidence] / known)} {words[evidence]}" for evidence in words if evidence in total]
+    unplaced = sent - sum(engine.requests for engine in engines if engine.role != "prefill")
+    placements = sum(total.values()) + unplaced
+    told = [f"{percent(total[evidence] / placements)} {words[evidence]}" for evidence in words if evidence in total]
     sentences = ["Each engine has a law, an idle power and a conservation of its own."]
     if told:
         sentences.append(f"Requests are placed {', '.join(told)}.")
-    if unplaced := sent - sum(engine.requests for engine in engines if engine.role != "prefill"):
+    if unplaced:
         sentences.append(
             f"{count(unplaced)} of {count(sent)} are at no engine and have no joules: nothing says which served them."
         )

@@ -23,7 +23,8 @@ def test_an_engine_has_a_cell_for_every_heading_and_none_is_invented() -> None:
 def test_the_note_says_how_requests_are_placed() -> None:
     placed = "75.0 % by a response header, 25.0 % as the likeliest by the engines' counters."
     assert engine_note([DECODING], 4).endswith(placed)
-    assert engine_note([DECODING], 7).endswith(
-        f"{placed} 3 of 7 are at no engine and have no joules: nothing says which served them."
+    assert engine_note([DECODING], 8).endswith(
+        "placed 37.5 % by a response header, 12.5 % as the likeliest by the engines' counters. "
+        "4 of 8 are at no engine and have no joules: nothing says which served them."
     )
     assert "placed" not in engine_note([LOST], 0)
