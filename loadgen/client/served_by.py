@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Sequence
 
+from loadgen.energy.engine_names import EngineNames
 from loadgen.energy.named_engine import parse_engines
 from loadgen.errors import LoadgenError
+
+MAX_VALUE = 1024
+"""Bytes of a header's value that are read."""
 
 
 class ServedBy:
     """Finds engines in the response headers of these names. A value is an engine's name, its URL, or host:port; several
-    are apart by commas. Whatever else a server sends there is not kept."""
+    are apart by commas. Whatever else a server sends there is not kept, and of a value no more than MAX_VALUE read."""
 
     def __init__(self, headers: Sequence[str], engines: Sequence[str]) -> None:
         """engines: as --engine names them. Raises LoadgenError unless they go together."""
@@ -20,16 +23,13 @@ class ServedBy:
             raise LoadgenError("--engine-header names engines by a header: say which there are with --engine")
         names = "|".join(re.escape(header) for header in headers)
         self._field = re.compile(rf"\n(?:{names}):([^\r]*)".encode(), re.IGNORECASE) if headers else None
-        self._engines: Mapping[str, str] = {
-            value: engine.name
-            for engine in parse_engines(engines, sharing=True)
-            for value in (urlsplit(engine.url).netloc, engine.url, engine.name)
-        }
+        named = parse_engines(engines, sharing=True)
+        self._engines, self._names = [engine.name for engine in named], EngineNames(named)
 
     def engines(self, fields: bytes) -> list[str] | None:
         """Return the names of the engines that these header fields name, each once; None if they name none."""
         if self._field is None:
             return None
-        values = (value.strip() for text in self._field.findall(fields) for value in text.decode("latin-1").split(","))
-        named = (self._engines.get(value.rstrip("/")) for value in values)
-        return list(dict.fromkeys(name for name in named if name is not None)) or None
+        texts = (value[:MAX_VALUE].decode("latin-1") for value in self._field.findall(fields))
+        numbers = (self._names.find([name.strip()]) for text in texts for name in text.split(","))
+        return list(dict.fromkeys(self._engines[number] for number in numbers if number is not None)) or None

@@ -62,7 +62,7 @@ def records_at_host(result: RunResult, attribution: RunAttribution, host: str) -
     host: the engine whose own energy source the host's meter is; empty for that of all other engines.
     """
     engines = {engine.name for engine in result.info.engines if (engine.name if engine.energy else "") == host}
-    if not engines:
+    if not engines or len(engines) == len(result.info.engines):
         return result.records
     return [
         record if engines & {share.engine, share.prefill_engine} else msgspec.structs.replace(record, sent_ns=None)

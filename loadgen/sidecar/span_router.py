@@ -12,14 +12,14 @@ output tokens: those are of the engine that generated them.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
+from loadgen.energy.engine_names import EngineNames
 from loadgen.sidecar.span_join import CLOCKS_NS, MAX_PARTS, identity_of, is_within, places_of
 from loadgen.sidecar.watermark import queue_length
 from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
@@ -35,8 +35,6 @@ KEPT = 4
 """Spans of engines are remembered for this many times as long as others wait."""
 TRACING_NS = 600 * NS_PER_S
 """An engine that sent a span within this time sends one of each of its requests."""
-_LOOPBACK = ("127.0.0.1", "::1")
-_PORTS = {"http": 80, "https": 443}
 
 Counts = Callable[[int], Sequence[EngineSample]]
 """Returns the samples of an engine's counters, by its number."""
@@ -249,37 +247,3 @@ def may_have_served(samples: Sequence[EngineSample], span: RequestSpan) -> bool:
         return True
     tokens = counter_values(samples[before : after + 1], "generation_tokens")
     return tokens is None or bool(tokens[-1] - tokens[0] >= (span.output_tokens or 0))
-
-
-class EngineNames:
-    """Finds an engine by a name that a span gives: its name, or the host and port of its URL."""
-
-    def __init__(self, engines: Sequence[NamedEngine]) -> None:
-        self._by_name = {engine.name: number for number, engine in enumerate(engines)}
-        addresses = [_address(engine.url) for engine in engines]
-        self._by_address = {address: number for number, address in enumerate(addresses)}
-        hosts = [host for host, _ in addresses]
-        self._by_host: dict[str | None, int] = {
-            host: number for number, host in enumerate(hosts) if host and hosts.count(host) == 1
-        }
-
-    def find(self, names: Iterable[str]) -> int | None:
-        """Return the number of the engine that the first of these names with an engine names."""
-        for name in names:
-            if (number := self._by_name.get(name)) is not None:
-                return number
-            host, port = _address(name)
-            number = self._by_host.get(host) if port is None else self._by_address.get((host, port))
-            if number is not None:
-                return number
-        return None
-
-
-def _address(text: str) -> tuple[str | None, int | None]:
-    """Return the host and port of a URL or of HOST:PORT. Addresses of the loopback interface are the same host."""
-    try:
-        parts = urlsplit(text if "://" in text else f"//{text}")
-        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
-    except ValueError:
-        return None, None
-    return "localhost" if host in _LOOPBACK else host, port

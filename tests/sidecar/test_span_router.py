@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loadgen.energy.named_engine import NamedEngine
 from loadgen.sidecar import span_router
-from loadgen.sidecar.span_router import EngineNames, Routed, SpanRouter, may_have_served
+from loadgen.sidecar.span_router import Routed, SpanRouter, may_have_served
 from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_S, ns_from_s
@@ -45,35 +45,6 @@ def nothing(number: int) -> list[EngineSample]:
 
 def numbers(routed: list[Routed]) -> list[tuple[int, str, bool]]:
     return [(number, sent.key, sent.client) for number, sent, _ in routed]
-
-
-@pytest.mark.parametrize(
-    ("names", "number"),
-    [
-        (("a",), 0),
-        (("0b9c4d1e", "b"), 1),  # an SDK's random service.instance.id, then service.name
-        (("localhost:8001",), 0),
-        (("127.0.0.1:8001",), 0),
-        (("http://[::1]:8001/v1",), 0),
-        (("127.0.0.1:8002",), None),
-        (("gpu-b:443",), 1),
-        (("gpu-b",), 1),
-        (("gpu-b:80",), None),
-        (("vllm",), None),
-        (("http://[::1",), None),
-        (("gpu-b:port",), None),
-        (("",), None),
-        ((), None),
-        (("A",), None),
-    ],
-)
-def test_an_engine_is_named_by_its_name_or_its_address(names: tuple[str, ...], number: int | None) -> None:
-    assert EngineNames([A, B]).find(names) == number
-
-
-def test_a_host_with_several_engines_names_none_of_them() -> None:
-    assert EngineNames([P, D]).find(["h"]) is None
-    assert EngineNames([P, D]).find(["h:2"]) == 1
 
 
 LINKS = [
@@ -287,11 +258,6 @@ def test_an_engines_span_that_comes_after_its_request_was_given_to_another_engin
     assert numbers(routed) == [(1, "r", True)], "a sends spans, and sent none of it"
     key = late.pop("key")
     assert [routed.engine for routed in router.add(span(key, "a", **late), ns_from_s(42))] == [number]
-
-
-@given(st.lists(st.text(max_size=40), max_size=4))
-def test_any_text_names_an_engine_or_none(names: list[str]) -> None:
-    assert EngineNames([A, B]).find(names) in (None, 0, 1)
 
 
 def test_an_engines_span_without_a_name_is_of_the_only_engine_whose_spans_have_none() -> None:
