@@ -103,7 +103,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     detail: str | None = None
     """The failure in words; None when the request completed."""
     engines: list[str] | None = None
-    """Engines that served it, of those that --engine names, as the response's headers say; None where they do not."""
+    """Engines that served it, of those that --engine names, as the response's headers say: none if they name others.
+    None without such a header."""
 
     @classmethod
     def unanswered(cls, request: Scheduled, start_ns: int, error: ErrorKind, detail: str | None = None) -> Self:

@@ -27,9 +27,11 @@ class ServedBy:
         self._engines, self._names = [engine.name for engine in named], EngineNames(named)
 
     def engines(self, fields: bytes) -> list[str] | None:
-        """Return the names of the engines that these header fields name, each once; None if they name none."""
-        if self._field is None:
+        """Return the names of the engines that these header fields name, each once: none if they name others only.
+        Return None without such a field."""
+        values = self._field.findall(fields) if self._field else []
+        if not values:
             return None
-        texts = (value[:MAX_VALUE].decode("latin-1") for value in self._field.findall(fields))
+        texts = (value[:MAX_VALUE].decode("latin-1") for value in values)
         numbers = (self._names.find([name.strip()]) for text in texts for name in text.split(","))
-        return list(dict.fromkeys(self._engines[number] for number in numbers if number is not None)) or None
+        return list(dict.fromkeys(self._engines[number] for number in numbers if number is not None))

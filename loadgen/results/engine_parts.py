@@ -108,7 +108,7 @@ def _choose(
             known[row], evidence[row] = by_header[0], "header"
         elif len(by_span) == 1:
             known[row], evidence[row] = by_span[0], "span"
-        elif len(engines) == 1:
+        elif len(engines) == 1 and record.engines != []:  # none of these: an engine that --engine does not name
             known[row], evidence[row] = 0, "only engine"
     probability = np.array([0.0 if engine is None else 1.0 for engine in known])
     open_rows = [row for row, record in enumerate(records) if known[row] is None and record.sent_ns is not None]

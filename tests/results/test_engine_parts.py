@@ -168,6 +168,16 @@ def test_a_part_that_is_not_known_leaves_the_other_one(split: Fleet) -> None:
     }
 
 
+def test_a_request_of_an_engine_that_is_not_named_is_at_none(two_replicas: Fleet) -> None:
+    run = two_replicas.result
+    only = [
+        msgspec.structs.replace(record, engines=[e for e in record.engines or () if e == "a"]) for record in run.records
+    ]
+    info = msgspec.structs.replace(run.info, engines=run.info.engines[:1], domains=run.info.domains[:1])
+    (part,) = engine_parts(replace(run, info=info, records=only))
+    assert (part.probability > 0).tolist() == [name == "a" for name in two_replicas.served_by]
+
+
 def test_no_request_is_at_two_engines_that_serve_whole_requests(two_replicas: Fleet) -> None:
     run = two_replicas.result
     both = replace(run, records=[msgspec.structs.replace(record, engines=["a", "b"]) for record in run.records])
