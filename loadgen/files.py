@@ -103,7 +103,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     with ExitStack() as stack:
         with writing(folder, what):
-            file = stack.enter_context((folder / LOCK_NAME).open("wb"))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a named pipe would be waited for
+            file = stack.enter_context(os.fdopen(os.open(folder / LOCK_NAME, flags, 0o644), "wb"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -180,3 +180,9 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, mon
     monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
     with pytest.raises(LoadgenError, match="cannot write the folder"), locked(tmp_path, "the folder"):
         pass
+
+
+def test_a_lock_that_is_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(LoadgenError), locked(tmp_path, "the ledger"):
+        pass

@@ -154,7 +154,7 @@ async def _list(client: Client, wait: Say, *, required: bool) -> Listing:
         await client.move(client.url.moved_to(target.clean.removesuffix("/models")))
     try:
         content = msgspec.json.decode(page.body) if page.status == 200 else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         content = None
     match content:
         case {"data": [*entries]} if all(isinstance(entry, dict) and "id" in entry for entry in entries):
@@ -267,5 +267,5 @@ async def _json(client: Client, path: str) -> Any:
     try:
         page = await client.fetch(client.url.root.page(path), timeout_s=ENGINE_TIMEOUT_S)
         return msgspec.json.decode(page.body) if page.status == 200 else None
-    except (OSError, HTTPError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, HTTPError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -97,7 +97,7 @@ async def count_on_server(client: Client, model: str, texts: list[str]) -> dict[
         # TGI's answer is a bare list, and always has the special tokens in it
         special = tokens_in(await answer("")) if isinstance(first, list) else 0
         counts = [tokens_in(each) for each in await asyncio.gather(*(answer(text) for text in texts))]
-    except (HTTPError, OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (HTTPError, OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if special is None or not all(count and count > special for count in counts):
         return None
