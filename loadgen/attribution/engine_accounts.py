@@ -58,17 +58,7 @@ def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] =
         idle_mj=sum(part.idle_mj for part in parts) + sum(rest.idle_mj for rest in unshared),
         attributed_mj=sum(part.attributed_mj for part in parts),
         unattributed_mj=sum(part.unattributed_mj for part in parts) + sum(rest.unattributed_mj for rest in unshared),
-        requests=[
-            _summed(
-                request.index,
-                [
-                    _Served(share, float(share.probability[row]), part.requests[row] if part else None)
-                    for share, part in zip(shares, roles, strict=True)
-                    if share.probability[row] > 0
-                ],
-            )
-            for row, request in enumerate(parts[0].requests)
-        ],
+        requests=[_summed(row, request.index, shares, roles) for row, request in enumerate(parts[0].requests)],
         coefficients=[
             coefficients if share.has_idle else msgspec.structs.replace(coefficients, idle_w=0.0, idle_se_w=0.0)
             for share, part in zip(shares, roles, strict=True)
@@ -121,7 +111,15 @@ class _Served(NamedTuple):
     energy: RequestEnergy | None
 
 
-def _summed(index: int, served: Sequence[_Served]) -> RequestEnergy:
+def _summed(
+    row: int, index: int, shares: Sequence[EngineShare], parts: Sequence[RunAttribution | None]
+) -> RequestEnergy:
+    """Return the energy of the request in a row of all engines. parts: the attributions of `shares`, by role."""
+    served = [
+        _Served(share, float(share.probability[row]), part.requests[row] if part else None)
+        for share, part in zip(shares, parts, strict=True)
+        if share.probability[row] > 0
+    ]
     energies = [at.energy for at in served if at.energy is not None]
     prefill = _known(energy.prefill_joules for energy in energies)
     decode = _known(energy.decode_joules for energy in energies)

@@ -77,12 +77,7 @@ def open_fleet_meter(
     known which GPUs are an engine's. Blocks.
     """
     if choice == "auto":
-        with ThreadPoolExecutor(max(len(engines), 1)) as pool:
-            simulated = list(pool.map(lambda engine: engine.energy is None and is_simulated(engine.url), engines))
-        engines = [
-            msgspec.structs.replace(engine, energy=engine.url) if its_own else engine
-            for engine, its_own in zip(engines, simulated, strict=True)
-        ]
+        engines = _with_simulated_counters(engines)
     beside = [engine for engine in engines if engine.energy is None and choice != "none"]
     if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
         raise LoadgenError(
@@ -115,6 +110,16 @@ def open_fleet_meter(
             raise LoadgenError(str(err)) from err
         raise
     return whole, reasons, tuple(engines)
+
+
+def _with_simulated_counters(engines: Sequence[NamedEngine]) -> list[NamedEngine]:
+    """Return the engines, each simulated one with its own counter unless it has another source."""
+    with ThreadPoolExecutor(max(len(engines), 1)) as pool:
+        simulated = list(pool.map(lambda engine: engine.energy is None and is_simulated(engine.url), engines))
+    return [
+        msgspec.structs.replace(engine, energy=engine.url) if its_own else engine
+        for engine, its_own in zip(engines, simulated, strict=True)
+    ]
 
 
 def _own_meter(engine: NamedEngine, url: str, token: str | None) -> EnergyMeter:

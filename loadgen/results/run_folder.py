@@ -323,9 +323,10 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         info = msgspec.structs.replace(info, start_ns=_start_of(schedule, records))
     energy = list(read_lines(path / "energy.jsonl", EnergySample))
     samples = list(read_lines(path / "engine.jsonl", dict))
-    engines = {
-        engine.name: [sample for sample in samples if sample.get("engine") == engine.name] for engine in info.engines
-    }
+    engines: dict[str, list[EngineSample]] = {engine.name: [] for engine in info.engines}
+    for sample in samples:
+        if (own := engines.get(sample.get("engine", ""))) is not None:
+            own.append(sample)
     instants = [*(record.finished_ns or 0 for record in records.values()), *(sample.t_ns for sample in energy[-1:])]
     in_flight = _in_flight_at_the_kill(info, schedule, records, max(instants, default=0))
     start_ns, killed = info.start_ns or 0, "no record: the client was killed"
