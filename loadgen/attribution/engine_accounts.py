@@ -77,7 +77,8 @@ def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] =
 
 def _by_role(share: EngineShare) -> RunAttribution | None:
     """Return the attribution with all joules in the phase that the engine computes. The joules of the other phase are
-    another engine's, and not known here."""
+    another engine's, and not known here. What an engine that only generates has of a prompt came from another engine,
+    and is no saving of its cache."""
     if share.attribution is None:
         return None
     attribution = msgspec.structs.replace(share.attribution, named_by=share.named_by)
@@ -89,6 +90,7 @@ def _by_role(share: EngineShare) -> RunAttribution | None:
             request,
             prefill_joules=request.joules if is_prefill else None,
             decode_joules=None if is_prefill else request.joules,
+            **({} if is_prefill else _NO_CACHE),
         )
         for request in attribution.requests
     ]
@@ -97,10 +99,15 @@ def _by_role(share: EngineShare) -> RunAttribution | None:
             errors,
             prefill_se_joules=errors.attributed_se_joules if is_prefill else 0.0,
             decode_se_joules=0.0 if is_prefill else errors.attributed_se_joules,
+            saved_se_joules=errors.saved_se_joules if is_prefill else None,
+            recomputed_se_joules=errors.recomputed_se_joules if is_prefill else None,
         )
         for name, errors in attribution.sums.items()
     }
     return msgspec.structs.replace(attribution, requests=requests, sums=sums)
+
+
+_NO_CACHE = dict.fromkeys(("saved_joules", "saved_se_joules", "recomputed_joules", "recomputed_se_joules"))
 
 
 class _Served(NamedTuple):

@@ -95,6 +95,12 @@ def test_a_split_request_owes_one_engine_its_prefill_and_the_other_its_decode(sp
     assert sum(share.prefill_joules or 0 for share in answers.requests) == 0
 
 
+def test_keys_and_values_from_the_other_engine_are_no_saving_of_a_cache(split: Fleet) -> None:
+    attribution = attributed(split.result)
+    assert all(share.saved_joules in (None, 0.0) for share in attribution.requests)
+    assert all(share.saved_joules is None for share in attribution.engines["d"].requests)
+
+
 def test_one_law_over_both_engines_books_decode_at_the_engine_of_prompts(split: Fleet) -> None:
     """The reason for a law of each: with one, a large part of what the prefill GPU used is not prefill."""
     run = split.result
