@@ -3,9 +3,9 @@
     python -m benchmarks.accuracy.several_engines FOLDER > docs/results/h200-2026/several-engines.json
 
 FOLDER holds run folders of `loadgen replay --engine ... --engine ...`: pd-NAME with an engine that computes prompts and
-one that generates, rep-NAME with two replicas, duo-NAME with two engines on one GPU, one-NAME with one engine. p.otlp
-and d.otlp, where they are, hold what the first and the second engine of all these runs sent to a trace collector: each
-body after its length in 4 bytes. Every run folder gets a spans.jsonl of its part of them.
+one that generates, duo-NAME with two engines on one GPU, one-NAME with one engine. p.otlp and d.otlp, where they are,
+hold what the first and the second engine of all these runs sent to a trace collector: each body after its length in 4
+bytes, and one file after another where there were several. Every run folder gets a spans.jsonl of its part of them.
 
 No prompt, instant, machine or path is written.
 """

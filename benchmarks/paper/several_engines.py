@@ -1,4 +1,4 @@
-"""Tables of docs/results/several-engines.md: prefill and decode on two GPUs, replicas, and two engines on one GPU."""
+"""Tables of docs/results/several-engines.md: a prefill by the counter on one GPU and on two, and two engines on one."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,39 +8,25 @@ import numpy as np
 
 from benchmarks.paper.added_load import with_error
 from benchmarks.paper.ingest import FOLDER
-from benchmarks.paper.words import percent, percents, sig, table
+from benchmarks.paper.words import percent, sig, table
 from loadgen.stats.arrays import Floats
-from loadgen.stats.intervals import paired_reduction
 
 DATA = FOLDER / "several-engines.json"
-LOADS = (4, 10)
-SEEDS = (1, 2)
-ARRANGEMENTS = {"pd": "disaggregated", "rep": "two replicas"}
-
-ONE = {
-    "single": "one at a time",
-    "single1": "one at a time, prompts alone",
-    "load4": "3.4/s",
-    "load4p": "3.4/s, prompts alone",
+TITLES = {
+    "duo-x": "two engines, x alone",
+    "duo-y": "two engines, y alone",
+    "duo-both": "two engines, both",
+    "one-single": "one at a time",
+    "one-single1": "one at a time, prompts alone",
+    "one-load4": "3.4/s",
+    "one-load4p": "3.4/s, prompts alone",
+    "pd-single": "one at a time, two GPUs",
 }
 
 
 def runs() -> dict[str, Any]:
     read: dict[str, Any] = json.loads(DATA.read_text())
     return read
-
-
-def title(name: str) -> str:
-    """Return a run's name in words, such as "disaggregated, 4/s, seed 1"."""
-    kind, _, load = name.partition("-")
-    if kind == "duo":
-        return f"two engines, {'both' if load == 'both' else f'{load} alone'}"
-    if kind == "one":
-        return ONE[load]
-    if load == "single":
-        return f"{ARRANGEMENTS[kind]}, one at a time"
-    rate, _, seed = load.removeprefix("load").partition("-")
-    return f"{ARRANGEMENTS[kind]}, {rate}/s, seed {seed}"
 
 
 def joules(mj: float) -> str:
@@ -64,7 +50,7 @@ def accounts() -> str:
             parts = [gpu[f"{part}_mj"] for part in ("idle", "prefill", "decode", "unattributed")]
             held_out = [engine["held_out_r_squared"] for engine in own]
             body.append([
-                title(name), engines.replace("+", " and "), str(sum(engine["requests"] for engine in own)),
+                TITLES[name], engines.replace("+", " and "), str(sum(engine["requests"] for engine in own)),
                 joules(gpu["counter_mj"]), *map(joules, parts), str(gpu["counter_mj"] - sum(parts)),
                 sig(gpu["idle_w"]), ", ".join(dict.fromkeys("-" if r is None else f"{r:.2f}" for r in held_out)),
             ])  # fmt: skip
@@ -121,46 +107,49 @@ def mean_with_error(values: Floats, idle_j: float = 0.0) -> str:
     return sig(float(values.mean())) + ("" if np.isnan(error) else f" ± {sig(error, 2)}")
 
 
-def at_engine(run: dict[str, Any], engine: str, values: Floats) -> Floats:
-    """Return a column with NaN for requests that another engine answered."""
-    return np.where([name == engine for name in run["columns"]["engine"]], values, np.nan)
+def by_length(run: dict[str, Any], values: Floats) -> dict[float, Floats]:
+    """Return the known values of a run's requests by their prompt length, the shortest first."""
+    lengths = floats(run["columns"]["input_tokens"])
+    return {float(length): values[(lengths == length) & ~np.isnan(values)] for length in np.unique(lengths)}
 
 
-def by_length(lengths: Floats, values: Floats) -> list[Floats]:
-    """Return the known values of the requests of each prompt length, the shortest first."""
-    return [values[(lengths == length) & ~np.isnan(values)] for length in np.unique(lengths)]
+def prefills_of(run: dict[str, Any]) -> Floats:
+    """Return the prefill joules by the law of each request but those that warm up."""
+    values = floats(run["columns"]["prefill_j"])
+    values[:WARM] = np.nan
+    return values
 
 
 def prefill_by_length() -> str:
-    return lengths_table("one-single1", "a", "one-single")
+    return lengths_table("one-single1", "a")
 
 
 def split_by_length() -> str:
-    return lengths_table("pd-single", "p", "rep-single")
+    return lengths_table("pd-single", "p")
 
 
-def lengths_table(prompts: str, engine: str, served: str) -> str:
+def lengths_table(prompts: str, engine: str) -> str:
     """Return a row for each prompt length: the joules of a prefill by the counter of a GPU that computes prompts alone,
-    by the law of that run, and by the law of each engine that serves the same requests whole."""
-    alone, whole_run = of_same_prompts(prompts, served)
-    counter, lengths = alone["by_counter"][engine], floats(alone["columns"]["input_tokens"])
-    above, whole = (by_length(lengths, used(alone, engine, whole=whole)) for whole in (False, True))
+    by the law of that run, and by the law of an engine that serves the same requests whole."""
+    alone, served = of_same_prompts(prompts, "one-single")
+    counter = alone["by_counter"][engine]
+    above, whole = (by_length(alone, used(alone, engine, whole=whole)) for whole in (False, True))
     at_rest = (
         one_at_a_time(alone, engine, value)
         for value in (lambda burst: burst["seconds"] - burst["busy_s"], lambda burst: burst["rest_w"])
     )
-    resting_s, rest_w = (by_length(lengths, values) for values in at_rest)
-    laws = {"its own law": by_length(lengths, prefills_of(alone))}
-    laws |= {f"law of {name}": by_length(lengths, prefills_of(whole_run, name)) for name in whole_run["engines"]}
+    resting_s, rest_w = (by_length(alone, values) for values in at_rest)
+    laws = {"its own law": by_length(alone, prefills_of(alone)), "law of a": by_length(served, prefills_of(served))}
     body = []
-    for row, length in enumerate(np.unique(lengths)):
-        idle_j = (counter["idle_se_w"] or 0.0) * mean_of(resting_s[row])
-        cells = [mean_with_error(values[row], idle_j) for values in (above, whole)]
+    for length in above:
+        idle_j = (counter["idle_se_w"] or 0.0) * mean_of(resting_s[length])
+        cells = [mean_with_error(values[length], idle_j) for values in (above, whole)]
         for law in laws.values():
-            off = mean_of(law[row]) / mean_of(whole[row]) - 1
-            cells += [mean_with_error(law[row]), percent(known(off), True)]
-        body.append([f"{length:,.0f}", str(len(whole[row])), *cells, sig(known(mean_of(rest_w[row])), 4)])
-    sums = [sum(map(mean_of, of_each)) for of_each in (above, whole, *laws.values())]
+            off = mean_of(law[length]) / mean_of(whole[length]) - 1
+            cells += [mean_with_error(law[length]), percent(known(off), True)]
+        last = sig(known(mean_of(rest_w[length])), 4)
+        body.append([f"{length:,.0f}", str(len(whole[length])), *cells, last])
+    sums = [sum(mean_of(of_each[length]) for length in above) for of_each in (above, whole, *laws.values())]
     cells = [cell for law in sums[2:] for cell in (sig(known(law), 4), percent(known(law / sums[1] - 1), True))]
     rest_w_of_all = sig(counter["idle_w"], 4)
     body.append(["sum of means", "", *(sig(known(value), 4) for value in sums[:2]), *cells, rest_w_of_all])
@@ -169,11 +158,20 @@ def lengths_table(prompts: str, engine: str, served: str) -> str:
     return table([*head, "W at rest after it"], body)
 
 
-def prefills_of(run: dict[str, Any], engine: str | None = None) -> Floats:
-    """Return the prefill joules by the law of each request but those that warm up; of one engine, if it is named."""
-    values = floats(run["columns"]["prefill_j"])
-    values[:WARM] = np.nan
-    return values if engine is None else at_engine(run, engine, values)
+def split_errors() -> str:
+    """Return by how much the prefills by two laws are off the counter of a GPU that computes prompts alone, request by
+    request: by the law of that run, and of the engine that serves the same requests whole."""
+    body = []
+    for prompts, engine in (("one-single1", "a"), ("pd-single", "p")):
+        alone, served = of_same_prompts(prompts, "one-single")
+        counter = used(alone, engine, whole=True)
+        for name, law in (("its own law", prefills_of(alone)), ("law of a", prefills_of(served)[: len(counter)])):
+            off = (law / counter - 1)[~np.isnan(counter)]
+            errors = (float(np.median(off)), float(off[np.abs(off).argmax()]))
+            middle, worst = (percent(error, True) for error in errors)
+            cells = [middle, percent(float(np.median(np.abs(off)))), worst]
+            body.append([f"{TITLES[prompts]}: {engine}", name, str(len(off)), *cells])
+    return table(["counter of", "law", "requests", "median", "median without sign", "worst"], body)
 
 
 SIZES = {"1": (1, 1), "2 to 4": (2, 4), "5 and more": (5, 10**9)}
@@ -231,133 +229,49 @@ def prefill_by_prompt() -> str:
 
 
 def request_by_length() -> str:
-    """Return a row for each prompt length: the joules of a whole request above rest by the counters, on two GPUs and on
+    """Return a row for each prompt length: the joules of a request above rest by the counters, of its prompt and as a
+    whole, on two GPUs and on one."""
+    split, whole = of_same_prompts("pd-single", "one-single")
+    _, prompts = of_same_prompts("pd-single", "one-single1")
+    measured = ((split, "p"), (prompts, "a"), (split, "d"), (whole, "a"))
+    columns = [by_length(run, used(run, engine, whole=False)) for run, engine in measured]
+    body = []
+    for length in columns[0]:
+        values = [column[length] for column in columns]
+        body.append([f"{length:,.0f}", *compared(list(map(mean_of, values)), list(map(mean_with_error, values)))])
+    sums = [sum(mean_of(values) for values in column.values()) for column in columns]
+    body.append(["sum of means", *compared(sums, [sig(known(value), 4) for value in sums])])
+    head = ["prompt tokens", "p, J", "the prompt alone on one GPU, J", "difference", "d, J", "p and d, J"]
+    return table([*head, "the whole request on one GPU, J", "difference"], body)
+
+
+def compared(joules: Sequence[float], cells: Sequence[str]) -> list[str]:
+    """Return the joules of p, of a prompt alone, of d and of a whole request in words, and how two GPUs differ from
     one."""
-    split, replicas = of_same_prompts("pd-single", "rep-single")
-    lengths = floats(split["columns"]["input_tokens"])
-    by_engine = {
-        name: by_length(lengths, used(run, name, whole=False))
-        for run in (split, replicas)
-        for name in run["by_counter"]
-    }
-    body = []
-    for row, length in enumerate(np.unique(lengths)):
-        p, d, a, b = (mean_of(values[row]) for values in by_engine.values())
-        cells = [mean_with_error(values[row]) for values in by_engine.values()]
-        change = (p + d) / ((a + b) / 2) - 1
-        body.append([f"{length:,.0f}", *cells, sig(known(p + d)), percent(known(change), True)])
-    head = ["prompt tokens", *(f"{name}, J" for name in by_engine), "p and d, J", "against the mean of a and b"]
-    return table(head, body)
-
-
-def prefill_under_load() -> str:
-    """Return a row for each load and seed: what the GPU of prompts used for prefills, and what the laws of replicas
-    book as prefill for the same requests."""
-    body = []
-    for load, seed, split, replicas in pairs():
-        at_p, on_one = (floats(run["columns"]["prefill_j"]) for run in (split, replicas))
-        ratio = (on_one / np.where(at_p > 0, at_p, np.nan))[~np.isnan(on_one) & (at_p > 0)]
-        quartiles = [f"{value:.2f}" for value in np.percentile(ratio, [25, 50, 75])]
-        claimed_se_j = float(np.hypot.reduce([engine["prefill_se_j"] for engine in replicas["engines"].values()]))
-        computed = [computed_tokens(split, ["p"]), computed_tokens(replicas, list(replicas["engines"]))]
-        by_kind = [kind_ratio(split, replicas, kind) for kind in ("chat", "code")]
-        body.append([
-            f"{load}/s", str(seed), str(len(ratio)), *("-" if n is None else f"{n:,}" for n in computed),
-            f"{np.nansum(at_p):,.0f}", with_error(float(np.nansum(on_one)), claimed_se_j),
-            percent(float(np.nansum(on_one) / np.nansum(at_p)) - 1, True),
-            f"{quartiles[1]} [{quartiles[0]}, {quartiles[2]}]", *by_kind,
-        ])  # fmt: skip
-    head = ["load", "seed", "requests", "prompt tokens computed at p", "at the replicas", "p used, J"]
-    head += ["replicas book as prefill, J", "difference", "ratio of a request: median [quartiles]"]
-    return table([*head, "ratio of sums, chat", "code"], body)
-
-
-def kind_ratio(split: dict[str, Any], replicas: dict[str, Any], kind: str) -> str:
-    rows = [workload == kind for workload in split["columns"]["workload"]]
-    sums = [float(np.nansum(floats(run["columns"]["prefill_j"])[rows])) for run in (split, replicas)]
-    return f"{sums[1] / sums[0]:.2f}" if sums[0] else "-"
-
-
-def computed_tokens(run: dict[str, Any], engines: Sequence[str]) -> int | None:
-    """Return the prompt tokens that these engines computed, by their counters; None where they do not count them."""
-    counters = [run["engines"][name]["counters"] for name in engines]
-    if any(counted["prompt_tokens"] is None or counted["cached_tokens"] is None for counted in counters):
-        return None
-    return sum(counted["prompt_tokens"] - counted["cached_tokens"] for counted in counters)
-
-
-def pairs() -> list[tuple[int, int, dict[str, Any], dict[str, Any]]]:
-    """Return load, seed, and both runs of the same prompts, for every load and seed that has both."""
-    names = [(load, seed, f"pd-load{load}-{seed}", f"rep-load{load}-{seed}") for load in LOADS for seed in SEEDS]
-    measured = runs().keys()
-    return [(load, seed, *of_same_prompts(pd, rep)) for load, seed, pd, rep in names if {pd, rep} <= measured]
+    p, alone, d, whole = joules
+    first, last = (percent(known(change), True) for change in (p / alone - 1, (p + d) / whole - 1))
+    return [cells[0], cells[1], first, cells[2], sig(known(p + d)), cells[3], last]
 
 
 def of_same_prompts(first: str, second: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return two runs of the same prompts. ValueError if they are not."""
+    """Return two runs, the first of which had the first prompts of the second. ValueError if it had not."""
     both = runs()[first], runs()[second]
-    if both[0]["columns"]["input_tokens"] != both[1]["columns"]["input_tokens"]:
+    prompts, further = (run["columns"]["input_tokens"] for run in both)
+    if prompts != further[: len(prompts)]:
         raise ValueError(f"{first} and {second} had different prompts")
     return both
 
 
-# -- disaggregated against replicas ----------------------------------------------------------------------------------
-
-
-def total_j(run: dict[str, Any]) -> float:
-    return float(sum(gpu["counter_mj"] for gpu in run["gpus"].values())) / 1e3
-
-
-def totals() -> str:
-    """Return the energy and the latency of the same requests, disaggregated and on two replicas."""
-    body = []
-    for load, seed, *both in pairs():
-        for words, run in zip(ARRANGEMENTS.values(), both, strict=True):
-            total = total_j(run)
-            rest_j = sum(gpu["idle_w"] * gpu["seconds"] for gpu in run["gpus"].values() if gpu["idle_w"])
-            idle_j = sum(gpu["idle_mj"] for gpu in run["gpus"].values()) / 1e3
-            ttft, tpot = (run["latency_ms"][name] for name in ("ttft", "tpot"))
-            body.append([
-                f"{load}/s", str(seed), words, f"{run['completed']} of {run['requests']}", f"{run['duration_s']:.1f}",
-                f"{total:,.0f}", f"{total / run['duration_s']:,.0f}", sig(total / run["tokens"]["output"]),
-                *(percent(part / total) for part in (idle_j, rest_j)), *map(sig, (*ttft, *tpot)),
-            ])  # fmt: skip
-    head = ["load", "seed", "arrangement", "requests", "s", "J of both GPUs", "mean W", "J per output token"]
-    head += ["in idle time", "power at rest, all the time"]
-    return table([*head, *(f"{name} {p}, ms" for name in ("TTFT", "TPOT") for p in ("p50", "p95"))], body)
-
-
-def differences() -> str:
-    """Return by how much disaggregation changes the energy and the latency, over the seeds of each load."""
-    body = []
-    for load in dict.fromkeys(load for load, *_ in pairs()):
-        both = [(split, replicas) for rate, _, split, replicas in pairs() if rate == load]
-        split_j, replicas_j = ([total_j(run) for run in of_kind] for of_kind in zip(*both, strict=True))
-        changes = [[total_j(split) / total_j(replicas) - 1 for split, replicas in both]]
-        changes += [
-            [split["latency_ms"][name][0] / replicas["latency_ms"][name][0] - 1 for split, replicas in both]
-            for name in ("ttft", "tpot")
-        ]
-        energy, *latencies = [", ".join(percent(value, True) for value in values) for values in changes]
-        body.append([f"{load}/s", energy, percents(paired_reduction(replicas_j, split_j), -1), *latencies])
-    head = ["load", "energy, by seed", "energy, mean [95 %]", "TTFT p50, by seed", "TPOT p50, by seed"]
-    return table(head, body)
-
-
 def one_law() -> str:
     """Return how one law over both engines books what each GPU used, beside the law of each."""
+    split = runs()["pd-single"]
     body = []
-    for name, run in runs().items():
-        for engine, booked in run["one_law"].items():
-            gpu = run["gpus"][engine]
-            own_mj = gpu["prefill_mj"] + gpu["decode_mj"]
-            phase = run["engines"][engine]["role"]
-            parts = [booked[f"{part}_mj"] for part in ("prefill", "decode", "idle", "unattributed")]
-            right = booked[f"{phase}_mj"] / own_mj - 1 if own_mj else None
-            cells = [f"{part / 1e3:,.0f}" for part in parts]
-            body.append([title(name), f"{engine} ({phase})", f"{own_mj / 1e3:,.0f}", *cells, percent(right, True)])
-    head = ["run", "GPU of", "used, by its own law, J", "booked as prefill, J", "as decode, J", "as idle, J"]
-    return table([*head, "unattributed, J", "its phase is off by"], body)
+    for engine, booked in split["one_law"].items():
+        gpu = split["gpus"][engine]
+        for name, account in (("its own", gpu), ("one for both", booked)):
+            parts = [account[f"{part}_mj"] for part in ("prefill", "decode", "idle", "unattributed")]
+            body.append([f"{engine} ({split['engines'][engine]['role']})", name, *(f"{mj / 1e3:,.0f}" for mj in parts)])
+    return table(["GPU of", "law", "prefill, J", "decode, J", "idle, J", "unattributed, J"], body)
 
 
 # -- two engines on one GPU ------------------------------------------------------------------------------------------
@@ -395,13 +309,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "prefill-by-length": prefill_by_length,
     "prefill-by-burst": prefill_by_burst,
     "prefill-by-prompt": prefill_by_prompt,
-    "two-on-one": two_on_one,
-}
-TABLES_OF_TWO_GPUS: dict[str, Callable[[], str]] = {
     "split-by-length": split_by_length,
+    "split-errors": split_errors,
     "request-by-length": request_by_length,
-    "prefill-under-load": prefill_under_load,
-    "disaggregated-totals": totals,
-    "disaggregated-differences": differences,
     "one-law": one_law,
+    "two-on-one": two_on_one,
 }

@@ -71,7 +71,7 @@ def test_a_run_has_the_spans_of_its_time_under_the_names_of_its_engines() -> Non
 
 
 def test_runs_are_in_order_of_their_loads() -> None:
-    names = ["pd-single", "pd-load4-1", "pd-load4-2", "pd-load10-1", "rep-single"]
+    names = ["duo-both", "one-single", "one-single1", "one-load4", "one-load10", "pd-single"]
     assert sorted(map(Path, reversed(names)), key=in_order) == list(map(Path, names))
 
 
@@ -163,15 +163,11 @@ def prompts_alone(fleet: Fleet) -> RunResult:
 @pytest.fixture(scope="module")
 def condensed(slow: Fleet) -> dict[str, Any]:
     """The same prompts in all arrangements, slow ones and under load."""
-    split, both = disaggregated(requests=60), replicas(requests=60, rps=6.0, seed=4)
-    joint = sharing(both).result
-    apart = replicas(requests=len(slow.served_by), rps=0.15, seed=4)
-    runs = {"pd-single": slow.result, "rep-single": apart.result, "duo-both": joint}
-    runs |= {"one-single1": prompts_alone(slow), "one-single": apart.result}
+    one = replicas(requests=len(slow.served_by), rps=0.15, seed=4, names=("a",))
+    runs = {"pd-single": slow.result, "one-single1": prompts_alone(slow), "one-single": one.result}
     runs |= {"one-load4p": prompts_alone(disaggregated(requests=60, rps=2.0)),
-             "one-load4": replicas(requests=60, rps=2.0, seed=4).result}  # fmt: skip
-    runs |= {f"pd-load{load}-{seed}": split.result for load in (4, 10) for seed in (1, 2)}
-    runs |= {f"rep-load{load}-{seed}": both.result for load in (4, 10) for seed in (1, 2)}
+             "one-load4": replicas(requests=60, rps=2.0, seed=4, names=("a",)).result}  # fmt: skip
+    runs["duo-both"] = sharing(replicas(requests=60, rps=6.0, seed=4)).result
     made = {name: condense(result) for name, result in runs.items()}
     engines = made["duo-both"]["engines"]
     made["duo-both"]["engines"] = {"x": engines["a"], "y": engines["b"]}
@@ -196,7 +192,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_every_table_is_whole(data: dict[str, Any]) -> None:
-    for name, draw in (tables.TABLES | tables.TABLES_OF_TWO_GPUS).items():
+    for name, draw in tables.TABLES.items():
         head, _, *body = cells(draw())
         assert body, name
         assert {len(row) for row in body} == {len(head)}, name
@@ -205,7 +201,7 @@ def test_every_table_is_whole(data: dict[str, Any]) -> None:
 
 def test_the_law_of_prompts_alone_is_within_2_percent_of_the_counter(data: dict[str, Any]) -> None:
     """The simulated law is that of attribution."""
-    for draw in (tables.prefill_by_length, tables.prefill_by_burst):
+    for draw in (tables.prefill_by_length, tables.split_by_length, tables.prefill_by_burst):
         head, _, *body = cells(draw())
         off = [row[head.index("off by")].removesuffix(" %").replace("−", "-") for row in body]
         known = [float(text) for text in off if text != "-"]
@@ -223,14 +219,40 @@ def test_a_law_that_gives_each_engine_what_it_uses_alone_is_not_off(data: dict[s
     assert [row[-2:] for row in body] == [["+0.0 %", "+0.0 %"]] * 2
 
 
+def test_two_gpus_use_for_prompts_what_one_does_that_only_computes_them(data: dict[str, Any]) -> None:
+    """The simulated prefill is the same, and so is the run of prompts alone."""
+    head, _, *body = cells(tables.request_by_length())
+    p, alone, d, both = (head.index(f"{name}, J") for name in ("p", "the prompt alone on one GPU", "d", "p and d"))
+    known = [row for row in body if "-" not in row]
+    assert len(known) > 4
+    for row in known:
+        values = [float(row[column].partition(" ")[0]) for column in (p, alone, d, both)]
+        assert values[0] == values[1] and values[0] + values[2] == pytest.approx(values[3], rel=0.02)
+        assert row[alone + 1] == "+0.0 %"
+
+
+def test_an_error_of_the_split_is_that_of_a_law_against_the_counter(data: dict[str, Any]) -> None:
+    run = data["pd-single"]
+    counter = tables.used(run, "p", whole=True).tolist()
+    law = [None, *(joules * (1.2 if row == 3 else 0.9) for row, joules in enumerate(counter) if row)]
+    tables.DATA.write_text(json.dumps(data | {"pd-single": run | {"columns": run["columns"] | {"prefill_j": law}}}))
+    rows = {(row[0], row[1]): row[2:] for row in cells(tables.split_errors())[2:]}
+    assert rows["one at a time, two GPUs: p", "its own law"] == ["7", "−10.0 %", "10.0 %", "+20.0 %"]
+
+
+def test_one_law_beside_that_of_an_engine_divides_the_same_joules(data: dict[str, Any]) -> None:
+    _, _, *body = cells(tables.one_law())
+    sums = [sum(int(cell.replace(",", "")) for cell in row[2:]) for row in body]
+    assert [row[0] for row in body] == ["p (prefill)"] * 2 + ["d (decode)"] * 2
+    assert sums[0] == pytest.approx(sums[1], rel=0.01) and sums[2] == pytest.approx(sums[3], rel=0.01)
+
+
 def test_runs_of_other_prompts_are_not_compared(data: dict[str, Any]) -> None:
-    changed = data | {"pd-load4-1": data["pd-load10-1"] | {"columns": data["pd-single"]["columns"]}}
-    tables.DATA.write_text(json.dumps(changed))
+    columns = data["one-single"]["columns"]
+    longer = columns | {name: [*values, values[0]] for name, values in columns.items()}
+    tables.DATA.write_text(json.dumps(data | {"one-single": data["one-single"] | {"columns": longer}}))
+    assert tables.split_errors(), "a run may go on after the prompts of both"
+    other = columns | {"input_tokens": columns["input_tokens"][::-1]}
+    tables.DATA.write_text(json.dumps(data | {"one-single": data["one-single"] | {"columns": other}}))
     with pytest.raises(ValueError, match="different prompts"):
-        tables.totals()
-
-
-def test_tables_of_one_gpu_need_no_runs_on_two(data: dict[str, Any]) -> None:
-    tables.DATA.write_text(json.dumps({name: run for name, run in data.items() if name.startswith("duo-")}))
-    assert len(cells(tables.accounts())) == 5 and len(cells(tables.two_on_one())) == 4
-    assert len(cells(tables.totals())) == 2
+        tables.split_errors()

@@ -37,23 +37,23 @@ class Fleet(NamedTuple):
     served_by: list[str]
 
 
-def replicas(requests: int = 160, rps: float = 8.0, seed: int = 3) -> Fleet:
-    """Two replicas, each of which gets half of the requests by chance, and says so in a response header."""
+def replicas(requests: int = 160, rps: float = 8.0, seed: int = 3, names: Sequence[str] = ("a", "b")) -> Fleet:
+    """Replicas, each of which gets its share of the requests by chance, and says so in a response header."""
     rng = np.random.default_rng(seed)
     arrivals = _arrivals(rng, requests, rps)
-    names = [("a", "b")[int(k)] for k in rng.integers(0, 2, requests)]
+    served_by = [names[int(k)] for k in rng.integers(0, len(names), requests)]
     runs: dict[str, SimulatedRun] = {}
     records: dict[int, RequestRecord] = {}
-    truth = {name: np.zeros(requests) for name in ("a", "b")}
-    for name in ("a", "b"):
-        rows = [row for row, own in enumerate(names) if own == name]
+    truth = {name: np.zeros(requests) for name in names}
+    for name in names:
+        rows = [row for row, own in enumerate(served_by) if own == name]
         runs[name] = run = _simulated([arrivals[row] for row in rows])
         for row, request in zip(rows, run.requests, strict=True):
             record = request_ns(row, request.arrival_ns, list(request.token_ns), request.input_tokens)
             records[row] = msgspec.structs.replace(record, engines=[name])
             truth[name][row] = request.prefill_j + request.decode_j
     engines = [NamedEngine(name=name, url=f"http://{name}", gpus=(str(k),)) for k, name in enumerate(runs)]
-    return Fleet(_result(engines, runs, [records[row] for row in range(requests)]), truth, names)
+    return Fleet(_result(engines, runs, [records[row] for row in range(requests)]), truth, served_by)
 
 
 def disaggregated(requests: int = 120, rps: float = 6.0, seed: int = 4) -> Fleet:
