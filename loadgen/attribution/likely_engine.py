@@ -98,14 +98,14 @@ def _counts_of(records: Sequence[RequestRecord], samples: Sequence[EngineSample]
     for row in answered:
         chunk_ns, tokens = records[row].chunk_ns, records[row].output_tokens or len(records[row].chunk_ns)
         numbers = zip(*np.unique(np.searchsorted(edges_ns, chunk_ns) - 1, return_counts=True), strict=True)
-        entries += [(row, int(window), float(n) * tokens / len(chunk_ns)) for window, n in numbers]
+        entries += [(row, int(w), float(n) * tokens / len(chunk_ns)) for w, n in numbers if 0 <= w < windows]
     prompts = [records[row].input_tokens or 0 for row in answered]
     mean = float(np.mean(prompts or [1])) or 1.0
     if any("prompt_tokens" in sample for sample in samples):
         firsts = (np.searchsorted(edges_ns, [records[row].chunk_ns[0] for row in answered]) - 1).tolist()
         numbered = zip(answered, firsts, prompts, strict=True)
-        entries += [(row, windows + first, prompt / mean) for row, first, prompt in numbered if first >= 0]
+        entries += [(row, windows + first, prompt / mean) for row, first, prompt in numbered if 0 <= first < windows]
     growth = [counter_growth(samples, name) for name in ("generation_tokens", "prompt_tokens")]
     counted = np.concatenate((growth[0], growth[1] / mean))
-    columns = np.array([entry for entry in entries if 0 <= entry[1] < len(counted)], dtype=np.float64).reshape(-1, 3)
+    columns = np.array(entries, dtype=np.float64).reshape(-1, 3)
     return _Counts(counted, columns[:, 0].astype(np.int64), columns[:, 1].astype(np.int64), columns[:, 2])

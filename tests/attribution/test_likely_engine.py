@@ -68,3 +68,9 @@ def test_tokens_that_no_engine_counted_place_no_request() -> None:
     still = counters((0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0))
     assert engine_probabilities([FIRST], [still, A], [None])[0, 1] > 0.99
     assert np.isnan(engine_probabilities([SECOND], [still, A], [None])).all()
+
+
+def test_tokens_after_the_last_sample_are_not_taken_for_a_prompt_in_the_first_window() -> None:
+    busy = counters((0, 0, 0), (1, 900, 0), (2, 900, 0), (3, 900, 0))
+    late = request(0, 3100, [3200], prompt=100)
+    assert np.isnan(engine_probabilities([late], [busy, B], [None])).all()
