@@ -67,16 +67,12 @@ def engine_parts(result: RunResult) -> list[EnginePart]:
     last = _choose(result, serving, records, spans)
     split = [number is not None and serving[number].role == "decode" for number in last.engine]
     ends_ns = [
-        _prefill_end(record, spans[record.index], prefilling, result.info.anchor.offset_ns) for record in records
+        _prefill_end(record, spans[record.index], prefilling, result.info.anchor.offset_ns) if is_split else None
+        for record, is_split in zip(records, split, strict=True)
     ]
-    prompts = [
-        _prompt_part(record, end_ns) if is_split and end_ns is not None else _unserved(record)
-        for record, is_split, end_ns in zip(records, split, ends_ns, strict=True)
-    ]
-    answers = [
-        _answer_part(record, end_ns) if is_split and end_ns is not None else record
-        for record, is_split, end_ns in zip(records, split, ends_ns, strict=True)
-    ]
+    pairs = list(zip(records, ends_ns, strict=True))
+    prompts = [_unserved(record) if end_ns is None else _prompt_part(record, end_ns) for record, end_ns in pairs]
+    answers = [record if end_ns is None else _answer_part(record, end_ns) for record, end_ns in pairs]
     first = _choose(result, prefilling, prompts, spans)
     unplaced = [number is None for number in last.engine]
     without_prompt = [
