@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from loadgen.energy.source_names import public_source, sources_of
 from loadgen.errors import LoadgenError
 from loadgen.http_get import public_url
 
@@ -139,3 +140,8 @@ def clean_url(url: str) -> str:
         return public_url(parts._replace(path=parts.path.rstrip("/")))
     except ValueError as err:
         raise LoadgenError(f"{parts.hostname}: {err}") from err
+
+
+def clean_sources(energy: str) -> str:
+    """Return the value of --energy without the passwords of its URLs. Raises LoadgenError."""
+    return ",".join(map(public_source, sources_of(energy)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from loadgen.energy.rapl import POWERCAP, RaplMeter
 from loadgen.energy.redfish import SCHEME, RedfishMeter
 from loadgen.energy.remote import RemoteMeter
 from loadgen.energy.several import SeveralMeters
+from loadgen.energy.source_names import public_source, sources_of
 from loadgen.errors import LoadgenError, MeterError
-from loadgen.http_get import public_url
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
@@ -30,8 +29,6 @@ _log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "nvml", "amd", "rapl", "hwmon", "cpu", "none")
 """Values of --energy, besides a URL and several of them with commas between."""
-_COMMA = re.compile(r",(?![^{]*\})")
-"""A comma between sources, not one between the labels of a metric."""
 
 
 def open_meter(
@@ -95,11 +92,6 @@ def energy_token(choice: str) -> str | None:
     return None if choice == "auto" else os.environ.get("LOADGEN_ENERGY_TOKEN") or None
 
 
-def sources_of(choice: str) -> list[str]:
-    """Return the sources that a value of --energy names."""
-    return [source.strip() for source in _COMMA.split(choice)]
-
-
 def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
     """Open every source. Raises LoadgenError, with no meter left open, if one cannot be used or repeats another."""
     if alone := {"auto", "none"}.intersection(sources):
@@ -113,7 +105,7 @@ def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
         for source in sources:
             meter, _ = open_meter(source, **options)
             assert meter is not None, "only auto and none are without a meter"
-            name = _public_name(source)
+            name = public_source(source)
             if name in meters:
                 meter.close()
                 raise MeterError(f"{name} is named twice")
@@ -125,14 +117,6 @@ def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
         if isinstance(err, MeterError):
             raise LoadgenError(f"--energy: {err}") from err
         raise
-
-
-def _public_name(source: str) -> str:
-    """Return the name of a source without the password that a URL may have."""
-    if "://" not in source:
-        return source
-    parts = urlsplit(source)
-    return public_url(parts) + (f"#{parts.fragment}" if parts.fragment else "")
 
 
 def source_beside(base_url: str, energy: str, *, simulated_at: str | None) -> str | None:

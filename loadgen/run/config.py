@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_
 import msgspec
 
 from loadgen.client.client import Client
-from loadgen.client.redact import clean_url, redact, redact_command, secrets_of
+from loadgen.client.redact import clean_sources, clean_url, redact, redact_command, secrets_of
 from loadgen.client.request_body import MessageMaker, message_maker
 from loadgen.client.word_counts import Count
 from loadgen.energy.named_engine import parse_engines
@@ -52,11 +52,6 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 Pue = Annotated[float, msgspec.Meta(ge=1, le=100)]
 ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
-
-
-def clean_sources(energy: str) -> str:
-    """Return the value of --energy without the passwords of its URLs."""
-    return ",".join(clean_url(source) if "://" in source else source for source in energy.split(","))
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

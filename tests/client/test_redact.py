@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from loadgen.client.redact import (
     MAX_SEARCHED_BYTES,
     QUOTE_CHARS,
+    clean_sources,
     clean_url,
     redact,
     redact_command,
@@ -152,3 +153,24 @@ def test_the_value_of_an_engine_option_is_written_down_unless_it_is_a_secret(
 def test_the_environment_s_secrets_are_known_by_their_names() -> None:
     variables = {"HF_TOKEN": "hf_12345678", "API_KEY": "short", "DB_PASSWORD": "password-1", "KEYBOARD": "qwertzuiop"}
     assert secrets_in(variables) == ["hf_12345678", "password-1"]
+
+
+@pytest.mark.parametrize(
+    ("energy", "written"),
+    [
+        ("nvml, rapl", "nvml,rapl"),
+        ("hwmon:power_meter/x", "hwmon:power_meter/x"),
+        ("http://me:sk-1@gpu:9478/?key=sk-1", "http://gpu:9478"),
+        ("nvml,redfish+https://bmc/redfish/v1/Chassis/1", "nvml,redfish+https://bmc/redfish/v1/Chassis/1"),
+        ('http://me:sk-1@plug/metrics#w{a="1",b="2"},rapl', 'http://plug/metrics#w{a="1",b="2"},rapl'),
+    ],
+)
+def test_energy_sources_are_written_down_without_their_secrets(energy: str, written: str) -> None:
+    assert clean_sources(energy) == written
+
+
+@pytest.mark.parametrize("energy", ["http://me:sk-1@[gpu", "nvml,http://me:sk-1@gpu:x/metrics"])
+def test_an_error_about_a_malformed_energy_source_has_no_secret(energy: str) -> None:
+    with pytest.raises(LoadgenError, match="malformed") as refused:
+        clean_sources(energy)
+    assert "sk-1" not in str(refused.value)

@@ -8,11 +8,12 @@ import pytest
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy import choose
-from loadgen.energy.choose import open_meter, sources_of
+from loadgen.energy.choose import open_meter
 from loadgen.energy.meter import EnergyMeter, Reading
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergyDomain, EnergySample, accelerators, host_domains, scope
 from loadgen.energy.several import SeveralMeters
+from loadgen.energy.source_names import sources_of
 from loadgen.errors import LoadgenError, MeterError
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "powercap"
