@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadgen.energy.named_engine import NamedEngine
+from loadgen.sidecar.accounts import MAX_LABEL_VALUES
 from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S
 from loadgen.sidecar.watermark import AllowedLateness
 
@@ -41,7 +42,7 @@ class SidecarOptions:
     """Attributes of spans, by the label that shows their values."""
     stated_values: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Values that are shown of the labels that state them."""
-    label_values: int = 50
+    label_values: int = MAX_LABEL_VALUES
     """Values that are shown of any other label."""
     otlp_metrics_endpoint: str | None = None
     """URL of the collector that gets the metrics; its headers are in the environment."""
