@@ -11,18 +11,19 @@ output tokens: those are of the engine that generated them.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
-import numpy as np
 
 from loadgen.energy.engine_names import EngineNames
 from loadgen.sidecar.span_join import CLOCKS_NS, MAX_PARTS, identity_of, is_within, places_of
 from loadgen.sidecar.watermark import queue_length
-from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
+from loadgen.telemetry.engine_sample import EngineSample, counter_values
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -236,13 +237,14 @@ def sure_names(span: RequestSpan) -> list[str | bytes]:
 def may_have_served(samples: Sequence[EngineSample], span: RequestSpan) -> bool:
     """Return False if the engine's counters rule a request out, however clocks differ: the engine had no request while
     it decoded, or generated fewer tokens meanwhile than it has."""
-    times = sample_times(samples)
+    when = itemgetter("t_ns")
     if span.first_token_ns is not None:
-        inside = np.searchsorted(times, (span.first_token_ns + CLOCKS_NS, span.end_ns - CLOCKS_NS))
-        if any(queue_length(sample) == 0 for sample in samples[inside[0] : inside[1]]):
+        begin = bisect_left(samples, span.first_token_ns + CLOCKS_NS, key=when)
+        end = bisect_left(samples, span.end_ns - CLOCKS_NS, key=when)
+        if any(queue_length(sample) == 0 for sample in samples[begin:end]):
             return False
-    before = int(np.searchsorted(times, span.start_ns - CLOCKS_NS, side="right")) - 1
-    after = int(np.searchsorted(times, span.end_ns + CLOCKS_NS))
+    before = bisect_right(samples, span.start_ns - CLOCKS_NS, key=when) - 1
+    after = bisect_left(samples, span.end_ns + CLOCKS_NS, key=when)
     if before < 0 or after >= len(samples):
         return True
     tokens = counter_values(samples[before : after + 1], "generation_tokens")
