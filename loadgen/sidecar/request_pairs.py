@@ -7,7 +7,6 @@ one any more. A part that was computed first waits for a bounded time: how long 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,7 +79,7 @@ class RequestPairs:
         self._prefills = {number for number, engine in enumerate(engines) if engine.role == "prefill"}
         self._decodes = {number for number, engine in enumerate(engines) if engine.role == "decode"}
         self._wait_ns = wait_ns
-        self._held: OrderedDict[int, SettledPart] = OrderedDict()
+        self._held: dict[int, SettledPart] = {}
         """The first settled first."""
         self._by_name: dict[str, list[int]] = {}
         self._taken = 0
