@@ -19,6 +19,7 @@ from loadgen.units import ns_from_s
 
 if TYPE_CHECKING:
     from loadgen.energy.named_engine import NamedEngine
+    from loadgen.sidecar.accounts import OpenRequest
     from loadgen.sidecar.ledger import Snapshot
     from loadgen.sidecar.span_router import SpanRouter
     from loadgen.sidecar.watched_engine import WatchedEngine
@@ -79,9 +80,13 @@ class Settlement:
         ]
         pairs += self._pairs.due(now_ns, lambda number: self._engines[number].ledger.committed_ns)
         pairs += self._pairs.all() if last else []
-        for pair in pairs:
-            self._engines[pair.main.engine].ledger.count(pair.entry)
-        requests = tuple(settled_request(pair, self._names, unix_ns, now_ns) for pair in pairs)
+        entries = [pair.entry for pair in pairs]
+        for pair, entry in zip(pairs, entries, strict=True):
+            self._engines[pair.main.engine].ledger.count(entry)
+        requests = tuple(
+            settled_request(pair, entry, self._names, unix_ns, now_ns)
+            for pair, entry in zip(pairs, entries, strict=True)
+        )
         self._unwritten += [
             NamedRequest(request, tuple(pair.main.names | (pair.prefill.names if pair.prefill else set())))
             for request, pair in zip(requests, pairs, strict=True)
@@ -184,10 +189,10 @@ def _address(engine_url: str | None) -> str | None:
 
 
 def settled_request(
-    pair: SettledPair, engines: Sequence[str | None], unix_ns: Callable[[int], int], now_ns: int
+    pair: SettledPair, entry: OpenRequest, engines: Sequence[str | None], unix_ns: Callable[[int], int], now_ns: int
 ) -> SettledRequest:
-    """Return a request as the ledger and its page have it. engines: names of all engines."""
-    entry, (_, (model, workload)) = pair.entry, pair.main.settled
+    """Return a request as the ledger and its page have it. entry: that of the pair. engines: names of all engines."""
+    model, workload = pair.main.settled.account
     request = entry.request
     return SettledRequest(
         id=next((part.key for part in entry.parts if part.client), request.key),

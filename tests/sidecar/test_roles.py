@@ -16,7 +16,7 @@ from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.settlement import Settlement
 from loadgen.sidecar.span_router import SpanRouter
 from loadgen.sidecar.watched_engine import WatchedEngine
-from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.telemetry.otlp_parse import RequestSpan, SpanLabels
 from loadgen.units import NS_PER_S, ns_from_s
 from sidecar.test_ledger import LATENESS, looks, power, span
 from sidecar.test_settlement import unix_ns
@@ -26,11 +26,11 @@ from sidecar.test_span_router import D, P
 class Fleet:
     """A prefill and a decode engine, which draw 400 and 150 W, without sockets and threads."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, labels: tuple[str, ...] = ()) -> None:
         self.engines = []
         for engine in (P, D):
             domain = EnergyDomain(name=f"gpu:0@{engine.name}", source="simulated")
-            ledger = Ledger([domain], lateness=LATENESS, role=engine.role)
+            ledger = Ledger([domain], lateness=LATENESS, labels=labels, role=engine.role)
             self.engines.append(WatchedEngine(ledger, [domain], engine.url, engine.name))
         self.router = SpanRouter([P, D], ns_from_s(LATENESS.blind_s) // 2)
         self.settlement = Settlement(self.engines, self.router, [P, D], folder=folder, wait_s=LATENESS.max_s)
@@ -127,3 +127,18 @@ def test_a_request_whose_spans_come_in_time_is_one_line_with_its_workload() -> N
     assert sum(account.completed for account in prefill.accounts.values()) == 0
     assert prefill.accounts["m", "chat"].prefill_mj > 0
     assert decode.accounts["m", "chat"].completed == 4
+
+
+def test_a_line_of_two_engines_has_the_labels_that_its_account_has(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, labels=("tenant",))
+    trace = bytes(range(16))
+    for engine in fleet.engines:
+        engine.ledger.add_labels([SpanLabels(trace, ns_from_s(1), ns_from_s(4), {"tenant": "a"})])
+    prefill = span("r", 1, 2, 1, engine_names=("p",), trace_id=trace)
+    decode = span("r", 2.1, 4, None, engine_names=("d",), trace_id=trace)  # without tokens it is never charged
+    fleet.live(20, [prefill, decode])
+    fleet.live(40, [], last=True)
+    request = fleet.settlement._lookup.find("r")
+    (account,) = fleet.engines[1].ledger.snapshot(ns_from_s(40)).accounts.values()
+    assert request and not request.whole and request.prefill_engine == "p"
+    assert request.labels == {"tenant": "a"} and list(account.by_labels) == [("a",)]
