@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from loadgen.results.factors import overhead_part
-from loadgen.results.summary import Boundary, BoundaryPart
+from loadgen.results.factors import boundary_by
+from loadgen.results.summary import BoundaryPart
 from loadgen.units import j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.results.bill import BillSums
+    from loadgen.results.summary import Boundary
 
 _MAX_SOURCES = 8
 """Sources that the table names."""
@@ -27,21 +26,10 @@ def bill_boundary(bill: BillSums) -> Boundary:
     shared_mj = sum(group.idle_mj for group in bill.groups.values())
     idle = j_from_mj(bill.idle_mj + shared_mj)
     idle_note = "of the row above, " + ("shared among the lines" if shared_mj else "a line of its own")
-    overhead = overhead_part(counter, bill.factors.pue)
-    total = counter + (overhead.joules or 0.0)
-    tokens = sum(group.output_tokens for group in bill.groups.values())
-    cost = bill.factors.cost(total)
-    return Boundary(
-        parts=[
-            BoundaryPart(part="accelerator", basis=basis, joules=counter, note=note or "the ledger names no source"),
-            BoundaryPart(part="host", basis="not included", note="the sidecar's metrics have it by domain"),
-            BoundaryPart(part="idle", basis=basis, joules=idle, note=idle_note),
-            BoundaryPart(part="chassis", basis="not included", note="fans, disks, power supplies"),
-            overhead,
-        ],
-        total_joules=total,
-        co2e_grams=bill.factors.co2e_grams(total),
-        cost=cost,
-        cost_per_million_output_tokens=None if cost is None or not tokens else cost / tokens * 1e6,
-        **msgspec.structs.asdict(bill.factors),
-    )
+    parts = [
+        BoundaryPart(part="accelerator", basis=basis, joules=counter, note=note or "the ledger names no source"),
+        BoundaryPart(part="host", basis="not included", note="the sidecar's metrics have it by domain"),
+        BoundaryPart(part="idle", basis=basis, joules=idle, note=idle_note),
+        BoundaryPart(part="chassis", basis="not included", note="fans, disks, power supplies"),
+    ]
+    return boundary_by(bill.factors, parts, sum(group.output_tokens for group in bill.groups.values()))

@@ -12,14 +12,15 @@ from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host
 from loadgen.results import metrics
 from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
 from loadgen.results.engine_energy import engine_energies
-from loadgen.results.factors import Factors, overhead_part
-from loadgen.results.summary import Boundary, BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
+from loadgen.results.factors import Factors, boundary_by
+from loadgen.results.summary import BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
 from loadgen.units import NS_PER_S, j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RunAttribution
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.summary import Boundary
 
 _MIN_COVERAGE = 0.99
 
@@ -153,18 +154,8 @@ def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
     else:
         parts = [own, _host_part(energy)]
     parts.append(_chassis(energy, sum(part.joules or 0.0 for part in parts)))
-    machine_joules = sum(part.joules or 0.0 for part in parts)
-    parts.append(overhead_part(machine_joules, factors.pue))
-    total = sum(part.joules or 0.0 for part in parts)
-    cost, tokens = factors.cost(total), sum(record.output_tokens or 0 for record in result.records)
-    return Boundary(
-        parts=[*parts[:2], _idle_part(energy, own.basis), *parts[2:]],
-        total_joules=total,
-        co2e_grams=factors.co2e_grams(total),
-        cost=cost,
-        cost_per_million_output_tokens=None if cost is None or not tokens else cost / tokens * 1e6,
-        **msgspec.structs.asdict(factors),
-    )
+    parts.insert(2, _idle_part(energy, own.basis))
+    return boundary_by(factors, parts, sum(record.output_tokens or 0 for record in result.records))
 
 
 def _part(part: str, joules: float, domains: Sequence[DomainEnergy]) -> BoundaryPart:

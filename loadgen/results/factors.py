@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.results.summary import BoundaryPart
+from loadgen.results.summary import Boundary, BoundaryPart
 from loadgen.units import J_PER_KWH
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -52,7 +53,24 @@ def factors_of(**stated: Any) -> Factors:
         raise LoadgenError(f"{path.rstrip('`')}: {problem}" if path else problem) from err
 
 
-def overhead_part(machine_joules: float, pue: float | None) -> BoundaryPart:
+def boundary_by(factors: Factors, parts: Sequence[BoundaryPart], output_tokens: int) -> Boundary:
+    """Return the boundary of the parts of a machine with the facility's overhead, and what follows by the factors. Idle
+    is in the other parts, and adds nothing."""
+    machine_joules = sum(part.joules or 0.0 for part in parts if part.part != "idle")
+    overhead = _overhead_part(machine_joules, factors.pue)
+    total = machine_joules + (overhead.joules or 0.0)
+    cost = factors.cost(total)
+    return Boundary(
+        parts=[*parts, overhead],
+        total_joules=total,
+        co2e_grams=factors.co2e_grams(total),
+        cost=cost,
+        cost_per_million_output_tokens=None if cost is None or not output_tokens else cost / output_tokens * 1e6,
+        **msgspec.structs.asdict(factors),
+    )
+
+
+def _overhead_part(machine_joules: float, pue: float | None) -> BoundaryPart:
     """Return the facility's overhead, by PUE = facility energy / IT energy (ISO/IEC 30134-2)."""
     if pue is None:
         return BoundaryPart(part="overhead", basis="not included", note="cooling and distribution: --pue states them")
