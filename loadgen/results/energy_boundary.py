@@ -142,23 +142,22 @@ def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
     if energy.measured_joules is None:
         return None
     factors = Factors(**{name: result.info.config.get(name) for name in Factors.__struct_fields__})
-    counted = {domain.name for domain in accelerators(result.info.domains)}
-    measured = [domain for domain in energy.domains if domain.name in counted]
+    measured = accelerators(result.info.domains)
     own = _part("accelerator", energy.measured_joules, measured)
-    if not any(domain.scope == "accelerator" for domain in measured):
+    if not any(scope(domain) == "accelerator" for domain in measured):
         own = _part("host", energy.measured_joules, measured)
         parts = [BoundaryPart(part="accelerator", basis="not included", note="no meter has a GPU"), own]
     elif energy.host is None:
         note = "--energy nvml,rapl or nvml,hwmon counts it beside the GPUs"
         parts = [own, BoundaryPart(part="host", basis="not included", note=note)]
     else:
-        parts = [own, _host_part(energy)]
+        parts = [own, _host_part(energy.host, host_domains(result.info.domains))]
     parts.append(_chassis(energy, sum(part.joules or 0.0 for part in parts)))
     parts.insert(2, _idle_part(energy, own.basis))
     return boundary_by(factors, parts, sum(record.output_tokens or 0 for record in result.records))
 
 
-def _part(part: str, joules: float, domains: Sequence[DomainEnergy]) -> BoundaryPart:
+def _part(part: str, joules: float, domains: Sequence[EnergyDomain]) -> BoundaryPart:
     sources = sorted({domain.source for domain in domains})
     kinds = {_basis(source) for source in sources}
     basis = next((kind for kind in ("estimated", "simulated") if kind in kinds), "measured")
@@ -172,12 +171,9 @@ def _basis(source: str) -> str:
     return "simulated" if "simulated" in source else "measured"
 
 
-def _host_part(energy: EnergySummary) -> BoundaryPart:
-    assert energy.host is not None
-    inner = {domain.name for domain in energy.domains if domain.scope == "host"}
-    outer = [domain for domain in energy.domains if domain.name in inner and domain.within not in inner]
-    part = _part("host", energy.host.measured_joules, outer)
-    way = "time in flight" if energy.host.share_by == "time" else "tokens"
+def _host_part(host: HostEnergy, domains: Sequence[EnergyDomain]) -> BoundaryPart:
+    part = _part("host", host.measured_joules, domains)
+    way = "time in flight" if host.share_by == "time" else "tokens"
     return msgspec.structs.replace(part, note=f"{part.note}; the requests' parts, by {way}, are an estimate")
 
 
