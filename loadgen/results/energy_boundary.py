@@ -31,9 +31,11 @@ def share_host(
     """Return the attribution with each request's share of the host's energy, and the accounts of that energy; both as
     they are where no meter counts the host beside the GPUs."""
     domains = host_domains(result.info.domains)
+    if attribution is None or not domains:
+        return attribution, None
     by_domain = series_by_domain(result.energy, domains)
     series = [by_domain[domain.name] for domain in domains if len(by_domain.get(domain.name, ())) > 1]
-    if attribution is None or not series:
+    if not series:
         return attribution, None
     share_by: ShareHost = result.info.config.get("share_host") or "time"
     own_share = token_coverage(result)
