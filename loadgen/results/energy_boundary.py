@@ -10,7 +10,7 @@ import msgspec
 from loadgen.attribution.host_share import HostAccounts, ShareHost, share_host_energy, sum_of_hosts
 from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host_domains, scope, series_by_domain
 from loadgen.results import metrics
-from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
+from loadgen.results.energy_summary import MIN_TIME_COVERAGE, summarize_energy, time_coverage, token_coverage
 from loadgen.results.engine_energy import engine_energies
 from loadgen.results.factors import Factors, boundary_by
 from loadgen.results.summary import BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
     from loadgen.results.summary import Boundary
-
-_MIN_COVERAGE = 0.99
 
 
 def share_host(
@@ -86,7 +84,7 @@ def _host_energy(
     counted = {domain.domain for domain in series}
     silent = [domain.name for domain in domains if domain.name not in counted]
     reasons = [f"{', '.join(silent)} gave no energy"] if silent else []
-    if covered < _MIN_COVERAGE:
+    if covered < MIN_TIME_COVERAGE:
         reasons.append(f"the host's meters cover {covered:.1%} of the run's time")
     attributed_mj, tokens = int(accounts.requests_mj.sum()), sum(record.output_tokens or 0 for record in result.records)
     return HostEnergy(

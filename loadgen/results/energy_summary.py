@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
 
-_MIN_TIME_COVERAGE = 0.99
+MIN_TIME_COVERAGE = 0.99
 _MIN_TOKEN_COVERAGE = 0.95
 _AVERAGED_SOURCES = {
     "nvml-power-average": "1 s",
@@ -248,7 +248,7 @@ def invalid_reasons(
     samples = Counter(sample.domain for sample in result.energy)
     if silent := [domain.name for domain in accelerators(result.info.domains) if samples[domain.name] < 2]:
         yield f"{', '.join(silent)} gave no energy"
-    if in_time < _MIN_TIME_COVERAGE:
+    if in_time < MIN_TIME_COVERAGE:
         of_engine = f" of {domain}" if domain and result.info.engines else ""
         yield f"the energy source{of_engine} covers {in_time:.1%} of the run's time"
     if in_tokens is not None and in_tokens < _MIN_TOKEN_COVERAGE:
