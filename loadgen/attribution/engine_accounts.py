@@ -130,7 +130,7 @@ def _summed(
     energies = [at.energy for at in served if at.energy is not None]
     prefill = _known(energy.prefill_joules for energy in energies)
     decode = _known(energy.decode_joules for energy in energies)
-    joules = _joules((prefill, decode))
+    joules = None if prefill is None or decode is None else j_from_mj(mj_from_j(prefill) + mj_from_j(decode))
     variances = [
         (at.energy.se_joules or 0.0) ** 2 + at.probability * (1 - at.probability) * (at.energy.joules or 0.0) ** 2
         for at in served
@@ -153,12 +153,6 @@ def _summed(
         prefill_engine=next((at.engine.name for at in served if at.engine.role == "prefill"), None),
         engine_probability=round(min(at.probability for at in served), 4) if served else None,
     )
-
-
-def _joules(values: Iterable[float | None]) -> float | None:
-    """Sum joules as whole millijoules; None if one is unknown."""
-    known = list(values)
-    return None if None in known else j_from_mj(sum(mj_from_j(value or 0.0) for value in known))
 
 
 def _known(values: Iterable[float | None]) -> float | None:
