@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -162,14 +163,11 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         ("    decode", energy.decode_joules),
         ("+ unattributed", energy.unattributed_joules),
     ]
-    accounts = Table.grid(padding=(0, 3, 0, 0))
-    accounts.add_column()
-    accounts.add_column(justify="right")
-    accounts.add_column(justify="right")
-    for name, value in rows:
-        amount = UNKNOWN if value is None else f"{value:,.3f} J"
-        accounts.add_row(f"  {name}", amount, share(value, energy.measured_joules))
-    console.print(accounts)
+    accounts = [
+        (f"  {name}", UNKNOWN if value is None else f"{value:,.3f} J", share(value, energy.measured_joules))
+        for name, value in rows
+    ]
+    _accounts(accounts, console)
     console.print()
     host = ["host"] if energy.host is not None else []
     table = _table("", "prefill", "decode", "J/req p50", "p90", "p99", "J/out tok", "J/token", *host)
@@ -198,13 +196,7 @@ def _host_and_boundary(energy: EnergySummary, console: Console) -> None:
     """Print the host's accounts; and the boundary where more than the accelerators or a factor is in it."""
     if energy.host is not None:
         _heading(console, "Energy of the host")
-        accounts = Table.grid(padding=(0, 3, 0, 0))
-        accounts.add_column()
-        accounts.add_column(justify="right")
-        accounts.add_column(justify="right")
-        for row in host_rows(energy.host):
-            accounts.add_row(*row)
-        console.print(accounts)
+        _accounts(host_rows(energy.host), console)
         for reason in energy.host.reasons:
             _paragraph(console, clean(reason), indent=2, style="yellow")
     beside = beside_facts(energy.domains)
@@ -212,6 +204,17 @@ def _host_and_boundary(energy: EnergySummary, console: Console) -> None:
         print_boundary(energy.boundary, console)
         for label, text in beside:
             _line(console, label, text)
+
+
+def _accounts(rows: Sequence[tuple[str, str, str]], console: Console) -> None:
+    """Print energy accounts: name, energy and share."""
+    accounts = Table.grid(padding=(0, 3, 0, 0))
+    accounts.add_column()
+    accounts.add_column(justify="right")
+    accounts.add_column(justify="right")
+    for row in rows:
+        accounts.add_row(*row)
+    console.print(accounts)
 
 
 def print_boundary(boundary: Boundary, console: Console) -> None:
