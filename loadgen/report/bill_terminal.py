@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, plural, seconds, share
-from loadgen.report.terminal import print_boundary, print_table
+from loadgen.report.terminal import figures_table, print_boundary, print_table
 from loadgen.results.bill import bill_table
 from loadgen.results.bill_boundary import bill_boundary
 from loadgen.units import J_PER_KWH, NS_PER_S, j_from_mj, s_from_ns
@@ -30,11 +29,9 @@ SHARED = {
 
 def render_bill(bill: BillSums, console: Console) -> None:
     """Print the lines of a bill, their sum, and what it leaves open."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 1), header_style="dim", show_edge=False)
     priced = {"co2e_grams": bill.factors.grid_intensity, "cost": bill.factors.price}
     shown = [name for name, factor in priced.items() if factor is not None]
-    for k, heading in enumerate((*bill.by, *HEADINGS, *(PRICED[name] for name in shown))):
-        table.add_column(heading, justify="left" if k < len(bill.by) else "right", no_wrap=True)
+    table = figures_table(*bill.by, *HEADINGS, *(PRICED[name] for name in shown), labels=len(bill.by))
     rows = list(bill_table(bill).rows())
     for row in rows:
         is_group = row["account"] == "requests"

@@ -92,7 +92,7 @@ def _verdict(summary: Summary, console: Console) -> None:
 
 def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, "Load")
-    table = _table("", "scheduled", "sent", "completed", "failed")
+    table = figures_table("", "scheduled", "sent", "completed", "failed")
     for name, part in parts:
         table.add_row(*(Text(cell) for cell in (f"  {_name(name)}", *request_cells(part))))
     print_table(table, console)
@@ -115,7 +115,7 @@ def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Co
 
 def _latency(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, "Latency")
-    table = _table("", "", "count", "mean", "p50", "p90", "p99", "max")
+    table = figures_table("", "", "count", "mean", "p50", "p90", "p99", "max")
     table.columns[1].justify = "left"
     previous, rows = "", latency_rows(summary, parts)
     for row in rows:
@@ -134,7 +134,7 @@ def _kinds(summary: Summary, parts: list[RunPart], console: Console) -> None:
     if not (rows := kind_rows(summary, parts)):
         return
     _heading(console, "Output by kind")
-    table = _table("", "", "requests", "tokens", "share", "decode", "J/token")
+    table = figures_table("", "", "requests", "tokens", "share", "decode", "J/token")
     table.columns[1].justify = "left"
     previous = ""
     for row in rows:
@@ -170,7 +170,7 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _accounts(accounts, console)
     console.print()
     host = ["host"] if energy.host is not None else []
-    table = _table("", "prefill", "decode", "J/req p50", "p90", "p99", "J/out tok", "J/token", *host)
+    table = figures_table("", "prefill", "decode", "J/req p50", "p90", "p99", "J/out tok", "J/token", *host)
     for name, part in parts:
         spent = energy if isinstance(part, Summary) else part
         cells = [f"  {_name(name)}", joules(spent.prefill_joules), joules(spent.decode_joules), *energy_cells(spent)]
@@ -184,7 +184,7 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _paragraph(console, clean(f"{method} · {power}"), indent=2, style="dim")
     if energy.engines:
         _heading(console, "Engines")
-        table = _table("", *ENGINE_HEADINGS[1:])
+        table = figures_table("", *ENGINE_HEADINGS[1:])
         for row in engine_rows(energy.engines):
             table.add_row(*(Text(cell) for cell in (f"  {row[0]}", *row[1:])))
         print_table(table, console)
@@ -252,10 +252,11 @@ def _line(console: Console, label: str, text: str) -> None:
         console.print(Text.assemble((margin.ljust(LABEL + 3), "dim"), line))
 
 
-def _table(*headings: str) -> Table:
+def figures_table(*headings: str, labels: int = 1) -> Table:
+    """Return a table without rows, whose first columns are labels, and the rest figures."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 1), header_style="dim", show_edge=False)
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+        table.add_column(heading, justify="left" if i < labels else "right", no_wrap=True)
     return table
 
 
@@ -271,9 +272,7 @@ def print_table(table: Table, console: Console) -> None:
         return
     half = (len(figures) + 1) // 2
     for columns in (figures[:half], figures[half:]):
-        part = _table(*(str(column.header) for column in (*labels, *columns)))
-        for i in range(len(labels)):
-            part.columns[i].justify = "left"
+        part = figures_table(*(str(column.header) for column in (*labels, *columns)), labels=len(labels))
         for row in zip(*(column.cells for column in (*labels, *columns)), strict=True):
             part.add_row(*row)
         print_table(part, console)
