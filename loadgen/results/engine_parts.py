@@ -12,6 +12,7 @@ import numpy as np
 
 from loadgen.attribution.likely_engine import engine_probabilities
 from loadgen.energy.named_engine import domains_of
+from loadgen.telemetry.engine_sample import PROMPT_COUNTERS
 
 if TYPE_CHECKING:
     from loadgen.energy.named_engine import NamedEngine
@@ -123,7 +124,7 @@ def own_samples(result: RunResult, engine: NamedEngine) -> list[dict[str, Any]]:
 
     An engine that only generates gets its prompts computed: it counts them, and computes none of their tokens.
     """
-    left_out = ("prompt_tokens", "cached_tokens", "computed_tokens") if engine.role == "decode" else ()
+    left_out = PROMPT_COUNTERS if engine.role == "decode" else ()
     samples = result.engines.get(engine.name, [])
     return [{name: value for name, value in sample.items() if name not in left_out} for sample in samples]
 

@@ -22,7 +22,7 @@ from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing, write_atomic
 from loadgen.record import Kind, RequestRecord
-from loadgen.telemetry.engine_sample import summed_samples
+from loadgen.telemetry.engine_sample import PROMPT_COUNTERS, summed_samples
 from loadgen.telemetry.engine_span import EngineSpan
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, schedule_lines
 
@@ -357,7 +357,7 @@ def _whole_counters(
     counts at the first; its answer at the second."""
     counted_at_the_other = {
         "prefill": ("generation_tokens",),
-        "decode": ("prompt_tokens", "cached_tokens", "computed_tokens"),
+        "decode": PROMPT_COUNTERS,
         None: (),
     }
     return summed_samples(

@@ -38,7 +38,7 @@ from loadgen.sidecar.watermark import (
     give_up_ns,
     queue_length,
 )
-from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
+from loadgen.telemetry.engine_sample import PROMPT_COUNTERS, EngineSample, counter_growth, sample_times
 from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s_from_ns
 
 if TYPE_CHECKING:
@@ -71,8 +71,6 @@ MAX_FIRST_TOKENS = 20_000
 """Traces whose first token is remembered."""
 MAX_SAMPLES = 20_000
 """Points per domain, and engine samples: half an hour of each."""
-
-PROMPT_COUNTERS = frozenset(("prompt_tokens", "cached_tokens", "computed_tokens"))
 
 DROP_REASONS = {
     "malformed": "not a protobuf trace export, or times or counts that contradict themselves",

@@ -21,6 +21,9 @@ engine's steps; `preemptions`; of speculative decoding, `drafts` that were verif
 from 0 to 1. Each is summed over the engines behind one page, but for the KV cache, which is the fullest one's.
 """
 
+PROMPT_COUNTERS = frozenset(("prompt_tokens", "cached_tokens", "computed_tokens"))
+"""Counters of prompts. An engine that only generates counts prompts that another engine has computed."""
+
 MAX_HOLD_S = 5.0
 """A reading of a gauge holds until the next one, and no longer than this."""
 
