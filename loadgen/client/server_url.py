@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from loadgen.client.redact import clean_url
 from loadgen.errors import LoadgenError
+from loadgen.http_get import basic
 
 ENDPOINTS = ("/chat/completions", "/completions", "/models")
 """Paths below an API's own: a URL copied from documentation often ends with one."""
@@ -52,7 +52,7 @@ class ServerURL(NamedTuple):
         if self.login is None:
             return None
         user, _, password = self.login.partition(":")
-        return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        return basic(unquote(user), unquote(password))
 
     def target(self, path: str) -> str:
         """Return the target of a request for `path` of the API."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import netrc
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from loadgen.client.redact import clean_url
 from loadgen.errors import LoadgenError
+from loadgen.http_get import basic
 
 if TYPE_CHECKING:
     from loadgen.client.server_url import ServerURL
@@ -64,5 +64,5 @@ def netrc_login(host: str) -> str | None:
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
         return None
     login, account, password = entry or ("", "", "")
-    pair = f"{login or account or ''}:{password or ''}"
-    return None if pair == ":" else "Basic " + base64.b64encode(pair.encode()).decode()
+    user = login or account
+    return basic(user or "", password or "") if user or password else None
