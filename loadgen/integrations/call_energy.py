@@ -7,18 +7,16 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from prometheus_client import Counter
 
 from loadgen.errors import LoadgenError
+from loadgen.integrations.energy_lookup import RequestEnergy
 from loadgen.sidecar.label_sets import LabelSets
 from loadgen.telemetry.span_labels import OTHER, shown_value
 from loadgen.units import J_PER_KWH
-
-if TYPE_CHECKING:
-    from loadgen.integrations.energy_lookup import RequestEnergy
 
 _log = logging.getLogger(__name__)
 
@@ -86,13 +84,12 @@ class CallEnergy(CallNames, frozen=True, kw_only=True):
 
 
 _NAMES = CallNames.__struct_fields__
-_OF_A_SIDECAR = tuple(set(CallEnergy.__struct_fields__) - {*_NAMES, "state", "energy_cost"})
 
 
 def call_energy(call: GatewayCall, energy: RequestEnergy | None, price_per_kwh: float | None) -> CallEnergy:
     """Return a call with the joules that a sidecar measured; energy is None if it does not know the request."""
     fields: dict[str, Any] = {name: getattr(call, name) for name in _NAMES}
-    fields |= {name: getattr(energy, name, None) for name in _OF_A_SIDECAR}
+    fields |= {name: getattr(energy, name, None) for name in RequestEnergy.__struct_fields__}
     joules = fields["joules"]
     return CallEnergy(
         **fields,
