@@ -43,9 +43,9 @@ class Received(NamedTuple):
 class VirtualSidecar:
     """A ledger on disk that lives in virtual time: one call a second, as `Sidecar.tick`."""
 
-    def __init__(self, folder: Path, domains: Sequence[EnergyDomain] = (GPU,), since_ns: int = 0) -> None:
-        self.ledger = Ledger(domains, labels=(TENANT,), since_ns=since_ns)
-        self.settlement = Settlement([WatchedEngine(self.ledger, domains, None, None)], folder=folder, kept=0)
+    def __init__(self, folder: Path) -> None:
+        self.ledger = Ledger([GPU], labels=(TENANT,))
+        self.settlement = Settlement([WatchedEngine(self.ledger, [GPU], None, None)], folder=folder, kept=0)
 
     async def tick(self, now_ns: int, received: Received) -> Snapshot:
         """Take what has arrived by `now_ns`, commit and write; return what a scrape would show."""
