@@ -7,7 +7,6 @@ jumped or restarted, and the energy around that is unknown.
 from statistics import median
 
 from loadgen.energy.counter_clock import align_to_counter_clock
-from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergySample, series_by_domain
 from loadgen.units import MJ_PER_J, NS_PER_S, s_from_ns
 
@@ -112,12 +111,6 @@ class CounterTrack:
             self._offset_mj += previous_mj
             self._restarted, self._updated_ns = True, None
         return self._update(earliest_ns, end_ns, raw_mj)
-
-    def reading(self, start_ns: int, end_ns: int, raw_mj: int) -> Reading:
-        """Take the value of a poll, as `observe` does, and return what it shows of this counter alone."""
-        resets = self.resets
-        sample = self.observe(start_ns, end_ns, raw_mj)
-        return Reading([] if sample is None else [sample], self.resets - resets)
 
     def _update(self, earliest_ns: int, latest_ns: int, raw_mj: int) -> EnergySample:
         """Make the sample of an update between these instants, and learn the period and the regularity from it."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.counter_track import PLATFORM_MAX_W, CounterTrack, PowerTrack
+from loadgen.energy.machine_track import MachineTrack
 from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
@@ -32,30 +32,25 @@ class MetricMeter:
     def __init__(self, url: str, *, token: str | None = None, clock: Callable[[], int] = monotonic_ns) -> None:
         address, _, series = url.partition("#")
         self._metric, self._labels = parse_series(series)
-        self._mj_per_unit = unit_of(self._metric)
+        mj_per_unit = unit_of(self._metric)
         self._connection = PageClient(address.removesuffix("/metrics"), token, clock)
-        self._name = f"machine:{self._connection.hostname}"
-        self._counter = CounterTrack(self._name, max_w=PLATFORM_MAX_W)
-        self._power = PowerTrack(self._name, max_gap_s=_MAX_GAP_S)
+        self._track = MachineTrack(self._connection.hostname, "page", mj_per_unit, poll_s=POLL_S, max_gap_s=_MAX_GAP_S)
         try:
             self._read_value()
         except BaseException:
             self._connection.close()
             raise
-        kind = "power, integrated" if self._mj_per_unit is None else "counter of energy"
-        self.notes = [f"{self._name} is {self._metric} of {self._connection.url}/metrics: {kind}, every {POLL_S} s"]
+        kind = "power, integrated" if mj_per_unit is None else "counter of energy"
+        self.notes = [
+            f"{self._track.name} is {self._metric} of {self._connection.url}/metrics: {kind}, every {POLL_S} s"
+        ]
 
     @property
     def domains(self) -> list[EnergyDomain]:
-        source = "page-power" if self._mj_per_unit is None else "page-counter"
-        period_s = self._counter.period_s if self._mj_per_unit is not None else POLL_S
-        return [EnergyDomain(name=self._name, source=source, period_s=period_s)]
+        return [self._track.domain]
 
     def read(self) -> Reading:
-        sent_ns, received_ns, value = self._read_value()
-        if self._mj_per_unit is None:
-            return Reading(self._power.observe((sent_ns + received_ns) // 2, value))
-        return self._counter.reading(sent_ns, received_ns, round(value * self._mj_per_unit))
+        return self._track.reading(*self._read_value())
 
     def close(self) -> None:
         self._connection.close()

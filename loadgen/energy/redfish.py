@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.counter_track import PLATFORM_MAX_W, CounterTrack, PowerTrack
+from loadgen.energy.machine_track import MachineTrack
 from loadgen.energy.meter import Reading
 from loadgen.energy.remote import LOOPBACK, MAX_COUNT
 from loadgen.energy.series import EnergyDomain
@@ -65,33 +65,30 @@ class RedfishMeter:
             address, None, clock, headers=credentials(address, environ), timeout_s=_TIMEOUT_S,
             max_body_bytes=_MAX_BYTES, verify=not query,
         )  # fmt: skip
-        self._name = f"machine:{self._client.hostname}"
-        self._counter = CounterTrack(self._name, max_w=PLATFORM_MAX_W)
-        self._power = PowerTrack(self._name, max_gap_s=_MAX_GAP_S)
         try:
             self._property = self._find()
         except BaseException:
             self._client.close()
             raise
+        mj_per_unit = MJ_PER_J if self._property.counts_energy else None
+        self._track = MachineTrack(self._client.hostname, "redfish", mj_per_unit, poll_s=POLL_S, max_gap_s=_MAX_GAP_S)
         named = ".".join(map(str, self._property.path))
-        self.notes = [f"{self._name} is {named} of {self._client.url}/{self._property.resource}, every {POLL_S:g} s"]
+        self.notes = [
+            f"{self._track.name} is {named} of {self._client.url}/{self._property.resource}, every {POLL_S:g} s"
+        ]
         if query:
-            self.notes.append(f"{self._name}: the certificate is not verified ({UNVERIFIED})")
+            self.notes.append(f"{self._track.name}: the certificate is not verified ({UNVERIFIED})")
 
     @property
     def domains(self) -> list[EnergyDomain]:
-        counts = self._property.counts_energy
-        source, period_s = ("redfish-counter", self._counter.period_s) if counts else ("redfish-power", POLL_S)
-        return [EnergyDomain(name=self._name, source=source, period_s=period_s)]
+        return [self._track.domain]
 
     def read(self) -> Reading:
         sent_ns, received_ns, resource = self._get(self._property.resource)
         value = number_at(resource, self._property.path)
         if value is None:
             raise MeterError(f"{self._client.url}/{self._property.resource} has no value now")
-        if not self._property.counts_energy:
-            return Reading(self._power.observe((sent_ns + received_ns) // 2, value))
-        return self._counter.reading(sent_ns, received_ns, round(value * MJ_PER_J))
+        return self._track.reading(sent_ns, received_ns, value)
 
     def close(self) -> None:
         self._client.close()
