@@ -9,7 +9,7 @@ Nothing here reads a clock, and everything is bounded by number, by time, or by 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -425,9 +425,9 @@ class Ledger:
     ) -> EngineSteps:
         """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
         phases = phases_of(requests)
-        times = sample_times(self._samples)  # those inside [start, end], and the one on either side
-        first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
-        samples = list(islice(self._samples, first, int(np.searchsorted(times, end_ns, side="left")) + 1))
+        first = max(bisect_right(self._samples, start_ns, key=itemgetter("t_ns")) - 1, 0)
+        end = bisect_left(self._samples, end_ns, key=itemgetter("t_ns")) + 1
+        samples = list(islice(self._samples, first, end))  # those inside [start, end], and the one on either side
         unseen_ns = self._unseen(requests, samples)
         cadence, progress = cadence_of(phases), engine.progress.at if engine else None
         slot_ns = slot_for(phases, cadence, start_ns, end_ns, max_rows)
