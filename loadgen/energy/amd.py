@@ -17,10 +17,10 @@ from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 from loadgen.extras import install_command
+from loadgen.units import UJ_PER_MJ
 
 _POLL_S = 0.05
 """The firmware sums about once in a millisecond: every read is a point."""
-UJ_PER_MJ = 1000
 VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 """Variables that HIP programs obey; the first that is set counts."""
 

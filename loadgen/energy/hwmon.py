@@ -20,10 +20,10 @@ from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.energy.sysfs import read_number, read_text
 from loadgen.errors import MeterError
+from loadgen.units import UJ_PER_MJ
 
 HWMON = Path("/sys/class/hwmon")
 UW_PER_W = 1e6
-UJ_PER_MJ = 1_000
 MS_PER_S = 1e3
 _POLL_S = (0.1, 1.0)
 """Shortest and longest time between reads. Half the averaging interval lies between the two where one is known."""

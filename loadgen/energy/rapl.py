@@ -16,11 +16,10 @@ from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.energy.sysfs import read_number, read_text
 from loadgen.errors import MeterError
-from loadgen.units import s_from_ns
+from loadgen.units import UJ_PER_MJ, s_from_ns
 
 POWERCAP = Path("/sys/class/powercap")
 UJ_PER_J = 1_000_000
-UJ_PER_MJ = 1_000
 UPDATE_S = 0.001
 """RAPL registers move about once a millisecond (Intel SDM vol. 3, 15.10)."""
 _POLL_S = 0.1
