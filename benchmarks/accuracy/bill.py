@@ -36,6 +36,7 @@ from benchmarks.accuracy.virtual_sidecar import (
     seconds_of,
     spans_of,
 )
+from benchmarks.instrument.results_table import with_part
 from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.results.bill import BillSums, bill_of
@@ -57,7 +58,6 @@ TARGET = 0.02
 """Largest error wanted, of the bill of a tenant."""
 DOCS = Path(__file__).parents[2] / "docs"
 JSON, PAGE = DOCS / "results/bill-oracle.json", DOCS / "how-to/bill.md"
-BEGIN, END = "<!-- bill against the oracle: begin -->", "<!-- bill against the oracle: end -->"
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,7 @@ def _percent(error: float, way: str) -> str:
 
 def with_table(page: str, rows: list[dict[str, Any]]) -> str:
     """Return the page with its table drawn again."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.split(END)[1]}"
+    return with_part(page, "bill against the oracle", table(rows))
 
 
 def cells(only: str = "") -> list[Cell]:

@@ -130,6 +130,11 @@ def publish(results: dict[str, Any]) -> None:
 def write_part(name: str, text: str) -> None:
     """Put `text` between the two comments of that name in docs/results/benchmarks.md."""
     page = DOCS / "benchmarks.md"
-    head, tail = page.read_text().split(f"<!-- {name}: begin -->", 1)
-    foot = tail.split(f"<!-- {name}: end -->", 1)[1]
-    page.write_text(f"{head}<!-- {name}: begin -->\n\n{text.strip()}\n\n<!-- {name}: end -->{foot}")
+    page.write_text(with_part(page.read_text(), name, text))
+
+
+def with_part(page: str, name: str, text: str) -> str:
+    """Return a page with `text` between the two comments of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, tail = page.split(begin, 1)
+    return f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail.split(end, 1)[1]}"
