@@ -23,6 +23,7 @@ from loadgen.report.estimate_facts import (
     measured_facts,
     read_shapes,
 )
+from loadgen.results.factors import GridSource
 from loadgen.workload.length_source import CountedWorkload, count_workload
 from loadgen.workload.load import Positive
 from loadgen.workload.token_bins import count_pairs
@@ -75,6 +76,8 @@ class WorkloadEstimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     batch_from: dict[str, Any]
     """Origin of the batch, and the load that gave it."""
     assumed: dict[str, float]
+    grid_source: str | None = None
+    """Source and date of the grid intensity, as stated."""
     estimates: list[MethodEstimate]
     two_phase: TwoPhase | None
     """The fitted model; None where the profile is too small for it."""
@@ -99,11 +102,12 @@ class WorkloadEstimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         return made
 
 
-class _Numbers(msgspec.Struct, frozen=True, kw_only=True):
+class _Stated(msgspec.Struct, frozen=True, kw_only=True):
     batch: Positive | None
     rps: Positive | None
     pue: Annotated[float, msgspec.Meta(ge=1, le=1e9)]
     grid_intensity: Positive | None
+    grid_source: GridSource | None
     price: Positive | None
 
 
@@ -119,6 +123,7 @@ def estimate(
     measured: Run | str | os.PathLike[str] | None = None,
     pue: float = 1.0,
     grid_intensity: float | None = None,
+    grid_source: str | None = None,
     price: float | None = None,
 ) -> WorkloadEstimate:
     """Predict the GPU energy of a workload from a measured energy profile, as `loadgen estimate` does.
@@ -136,14 +141,16 @@ def estimate(
     measured: a run to compare with.
     pue: facility power / IT power.
     grid_intensity: grams of CO2e per kWh.
+    grid_source: source and date of `grid_intensity`, for the report.
     price: per kWh, in any currency.
 
     LoadgenError: the profile, the trace and the run do not fit together, or nothing gives the batch.
     """
     if batch is not None and rps is not None:
         raise LoadgenError("rps gives the batch: give batch or rps, not both")
-    numbers = {"batch": batch, "rps": rps, "pue": pue, "grid_intensity": grid_intensity, "price": price}
-    given = checked(numbers, _Numbers)
+    stated = {"batch": batch, "rps": rps, "pue": pue, "grid_intensity": grid_intensity, "grid_source": grid_source,
+              "price": price}  # fmt: skip
+    given = checked(stated, _Stated)
     source_profile = read_energy_profile(os.fspath(profile))
     of_cells = read_energy_profile(os.fspath(cells)) if cells is not None else None
     energy_profile, transfer = on_gpu(source_profile, hardware, of_cells)
@@ -155,6 +162,8 @@ def estimate(
     shapes = read_shapes(energy_profile, hardware, model)
     rates = {"pue": given.pue, "grid_intensity_g_per_kwh": given.grid_intensity, "price_per_kwh": given.price}
     facts = estimate_facts(name, workload.pairs, energy_profile, chosen, shapes, rates) | {"batch_from": batch_source}
+    if given.grid_source is not None:
+        facts["grid_source"] = given.grid_source
     if transfer:
         rows = [row | {"stderr_joules": None} for row in facts["estimates"]]
         facts |= {"profile": source_profile.name, "estimates": rows, "transfer": msgspec.to_builtins(transfer)}

@@ -59,6 +59,7 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
 @click.option(
     "--grid-intensity", type=_POSITIVE, metavar="G", help="Carbon intensity of the grid in grams of CO2e per kWh."
 )
+@click.option("--grid-source", metavar="TEXT", help="Source and date of --grid-intensity, for the report.")
 @click.option("--price", type=_POSITIVE, metavar="P", help="Price per kWh, in any currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate(trace: str, as_json: bool, **options: Any) -> None:

@@ -77,7 +77,9 @@ def otlp_messages(result: RunResult) -> Iterator[tuple[str, Any]]:
 def _metrics(result: RunResult) -> Any:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+    """Return the histograms of each model, and of each engine where several are named."""
     info, table = result.info, request_table(result)
+    owners = [(name or "", engine or "") for name, engine in zip(table["model"], table["engine"], strict=True)]
     offset_ns = info.anchor.offset_ns
     start_ns = info.start_ns or info.anchor.monotonic_ns
     request = ExportMetricsServiceRequest()
@@ -87,9 +89,9 @@ def _metrics(result: RunResult) -> Any:
     scope.scope.name, scope.scope.version = "loadgen", info.loadgen_version
     by_name: dict[str, Any] = {}
     operation = OPERATIONS.get(str(info.config.get("endpoint")), "chat")
-    for metric, model in product(_METRICS, sorted({name or "" for name in table["model"]})):
-        pairs = zip(table[metric.column], table["model"], strict=True)
-        values = [value for value, name in pairs if value is not None and (name or "") == model]
+    for metric, (model, engine) in product(_METRICS, sorted(set(owners))):
+        pairs = zip(table[metric.column], owners, strict=True)
+        values = [value for value, owner in pairs if value is not None and owner == (model, engine)]
         if not values:
             continue
         if metric.name not in by_name:
@@ -99,8 +101,10 @@ def _metrics(result: RunResult) -> Any:
         point = by_name[metric.name].histogram.data_points.add()
         point.start_time_unix_nano, point.time_unix_nano = start_ns + offset_ns, (info.end_ns or start_ns) + offset_ns
         _fill(point, values, metric.bounds)
-        asked = {"gen_ai.operation.name": operation, "gen_ai.request.model": model or "unknown"}
-        for key, text in {**asked, **metric.attributes}.items():
+        labels = {"gen_ai.operation.name": operation, "gen_ai.request.model": model or "unknown"}
+        if engine:
+            labels["loadgen.engine"] = engine
+        for key, text in {**labels, **metric.attributes}.items():
             set_attribute(point, key, text)
     return request
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loadgen.report.format import plural
+from loadgen.report.format import clean, plural
 
 BINS_SHOWN = 10
 
@@ -50,7 +50,9 @@ def print_estimate(console: Console, facts: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     if facts["assumed"]["pue"] != 1.0 or extra:
-        console.print("\nassumed: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in facts["assumed"].items()))
+        source = f" (grid intensity: {escape(clean(facts['grid_source']))})" if facts.get("grid_source") else ""
+        rates = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in facts["assumed"].items())
+        console.print(f"\nassumed: {rates}{source}", soft_wrap=True)
     console.print(bins_table(facts["bins"]))
 
 

@@ -12,6 +12,7 @@ from loadgen.results.summary import Boundary, BoundaryPart
 from loadgen.units import J_PER_KWH
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+GridSource = Annotated[str, msgspec.Meta(max_length=500)]
 
 
 class Factors(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +22,7 @@ class Factors(msgspec.Struct, frozen=True, kw_only=True):
     """Facility power over IT power."""
     grid_intensity: Positive | None = None
     """Grams of CO2e per kWh."""
-    grid_source: Annotated[str, msgspec.Meta(max_length=500)] | None = None
+    grid_source: GridSource | None = None
     """Source and date of grid_intensity."""
     price: Positive | None = None
     """Price per kWh."""

@@ -101,6 +101,29 @@ def test_each_model_has_its_own_points_and_spans() -> None:
     assert [int(point["count"]) for point in duration["histogram"]["dataPoints"]] == [15, 5]
 
 
+def test_each_of_several_engines_has_its_own_points_and_requests_of_no_known_engine_have_no_attribute(
+    made: RunResult,
+) -> None:
+    assert made.attribution is not None
+    requests = [
+        msgspec.structs.replace(share, engine=("a", "b", None)[share.index % 3]) for share in made.attribution.requests
+    ]
+    split = replace(made, attribution=msgspec.structs.replace(made.attribution, requests=requests))
+    counts, joules = [], []
+    for run in (made, split):
+        [*_, last] = [json.loads(line) for line in otlp_lines(run)]
+        metrics = {metric["name"]: metric for metric in last["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
+        points = [
+            ({pair["key"]: pair["value"]["stringValue"] for pair in point["attributes"]}, point)
+            for point in metrics["loadgen.request.energy"]["histogram"]["dataPoints"]
+        ]
+        counts.append({labels.get("loadgen.engine"): int(point["count"]) for labels, point in points})
+        joules.append(sum(point["sum"] for _, point in points))
+    assert list(counts[0]) == [None] and set(counts[1]) == {"a", "b", None}
+    assert sum(counts[0].values()) == sum(counts[1].values()) and joules[0] == pytest.approx(joules[1])
+    assert counts[1]["a"] == sum(share.engine == "a" and share.joules is not None for share in requests)
+
+
 def test_a_collector_gets_protobuf(made: RunResult, collector: tuple[str, list[tuple[str, bytes]]]) -> None:
     url, took = collector
     assert send_otlp(made, url) == len(took) == 3

@@ -213,6 +213,8 @@ def test_an_estimate_is_printed_with_what_was_assumed_and_measured() -> None:
     assert "estimate from h200-none-unknown (simulated) at batch 4" in text
     assert "assumed" not in text and "measured:" not in text
     assert "assumed: pue 1.5, price per kwh 2" in " ".join(printed(estimated(pue=1.5, price_per_kwh=2.0)).split())
+    text = printed(estimated(grid_intensity_g_per_kwh=350.0) | {"grid_source": "A\x1b[2J[red], 2024"})
+    assert "grid intensity g per kwh 350 (grid intensity: A" in text and "[red], 2024)" in text and "\x1b" not in text
     profile = read_energy_profile(SIM)
     measured = facts.measured_facts(RUN, profile, 8.0, (None, None), "folder") | {"mean_decoding": 3.25}
     answer = facts.estimate_facts("t", pairs((100, 10, 50)), profile, 8.0, (None, None), NO_RATES)

@@ -120,5 +120,8 @@ def test_labels_are_attributes_of_the_conventions_where_these_have_the_same() ->
     assert {"gen_ai.request.model": "m", "loadgen.workload": "chat", "loadgen.account": "decode", "tenant": "b"} in [
         attributes(point) for point in points
     ]
+    two = {metric.name: metric for metric in metrics(*(replace(shown, engine=name) for name in "ab"))}
+    idle = two["loadgen.idle_energy"].sum.data_points
+    assert [attributes(point) for point in idle] == [{"loadgen.engine": "a"}, {"loadgen.engine": "b"}]
     (gpu, cpu) = by_name["loadgen.gpu.energy"].sum.data_points
     assert (attributes(gpu), attributes(cpu)) == ({"hw.name": "0", "hw.id": "GPU-a"}, {"hw.name": "cpu:package-0"})
