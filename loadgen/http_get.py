@@ -1,20 +1,27 @@
 """Small blocking HTTP requests with limits on time and size."""
 
+from __future__ import annotations
+
 import base64
 import http.client
+import io
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 TIMEOUT_S = 2.0
 """Limit of each wait for the server: to connect, and for the next bytes."""
 MAX_WAITS = 10
-"""A whole body may take as many times as long."""
+"""A whole response may take as many times as long."""
 MAX_BODY_BYTES = 8 << 20
 _PART_BYTES = 1 << 16
 
@@ -35,6 +42,33 @@ class HttpResponse(NamedTuple):
 
 class BodyTooLargeError(http.client.HTTPException):
     """A body that exceeds the client's limit."""
+
+
+class _TimedStream(io.RawIOBase):
+    """The bytes that a socket receives until an instant: a server that sends one now and then does not hold the
+    caller."""
+
+    def __init__(self, connection: socket.socket, wait_s: float, end_s: float) -> None:
+        """wait_s: limit of each wait. end_s: limit of all, by `monotonic`."""
+        self._connection, self._wait_s, self._end_s = connection, wait_s, end_s
+        self._stream = connection.makefile("rb", buffering=0)  # a socket that is closed meanwhile stays open for it
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        if (left_s := self._end_s - monotonic()) <= 0:
+            raise TimeoutError
+        self._connection.settimeout(min(self._wait_s, left_s))
+        return self._stream.readinto(buffer)
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        """Return the stream as http.client asks a socket for it."""
+        return io.BufferedReader(self)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 class HttpClient:
@@ -64,6 +98,12 @@ class HttpClient:
             )
         else:
             self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+        self._connection.response_class = self._timed_response  # type: ignore[assignment]
+
+    def _timed_response(self, connection: socket.socket, **options: Any) -> http.client.HTTPResponse:
+        end_s = monotonic() + MAX_WAITS * self._timeout_s
+        stream = _TimedStream(connection, self._timeout_s, end_s)
+        return http.client.HTTPResponse(stream, **options)  # type: ignore[arg-type]
 
     def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
         """Send a request and read its response. Raises REQUEST_ERRORS, BodyTooLargeError among them; the connection is
@@ -71,6 +111,7 @@ class HttpClient:
         try:
             if self._connection.sock is None:
                 self._connection.connect()
+            self._connection.sock.settimeout(self._timeout_s)
             sent_ns = self._clock()
             self._connection.request(method, path, body, self._headers)
             response = self._connection.getresponse()
@@ -85,14 +126,12 @@ class HttpClient:
         return HttpResponse(response.status, response.headers, content, sent_ns, received_ns)
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
-        """Read a body within the limits. A server that sends a byte now and then does not hold the caller."""
-        body, end_s = bytearray(), monotonic() + MAX_WAITS * self._timeout_s
+        """Read a body within the limit of its size."""
+        body = bytearray()
         while part := response.read1(_PART_BYTES):
             body += part
             if len(body) > self._max_body_bytes:
                 raise BodyTooLargeError(f"more than {self._max_body_bytes >> 20} MiB")
-            if monotonic() > end_s:
-                raise TimeoutError
         response.close()  # else a connection is not kept whose last body has a length
         return bytes(body)
 

@@ -148,13 +148,18 @@ def test_what_cannot_be_sent_is_an_error_of_the_request_and_is_not_repeated(url:
     assert "secret" not in "".join(traceback.format_exception(refused.value))
 
 
-def test_a_body_that_comes_byte_by_byte_ends_in_time() -> None:
+@pytest.mark.parametrize(
+    "begin",
+    [b"HTT", b"HTTP/1.1 200 OK\r\nX-", b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"],
+    ids=["status", "header", "body"],
+)
+def test_a_response_that_comes_byte_by_byte_ends_in_time(begin: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def trickle() -> None:
             connection, _ = listener.accept()
             with connection, suppress(OSError):
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                connection.sendall(begin)
                 while True:
                     connection.sendall(b"x")
                     sleep(0.002)

@@ -42,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 MAX_OTLP_BYTES = 4 << 20
+BODY_S = 30.0
+"""Limit of the time that a body takes to arrive."""
 MAX_QUEUED_SPANS = 50_000
 MAX_FEED_SAMPLES = 20_000
 """Samples that /energy can still serve: half an hour of one GPU."""
@@ -254,10 +256,17 @@ class Sidecar:
                 text="send application/x-protobuf: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf\n"
             )
         try:
-            body = await request.read()
+            async with asyncio.timeout(BODY_S):
+                body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             self.drop("oversized")
             raise
+        except TimeoutError as err:
+            self.drop("malformed")
+            request.content.feed_eof()  # aiohttp would wait for the rest
+            raise web.HTTPRequestTimeout(
+                text=f"the body took longer than {BODY_S:g} s\n", headers={"Connection": "close"}
+            ) from err
         except web.RequestPayloadError as err:  # it is not compressed as its headers state
             self.drop("malformed")
             request.content.feed_eof()  # aiohttp would read on, and log its own error

@@ -11,6 +11,9 @@ from loadgen.telemetry.otlp_parse import MalformedError
 GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 THREADS = 2
 MAX_CALLS = 16
+CONNECTION_MS, GRACE_MS = 30_000, 10_000
+"""A connection is closed after this time, and its calls after that: calls that never send their spans would otherwise
+be all of MAX_CALLS for ever. Clients open another connection by themselves."""
 
 
 def start_grpc(
@@ -45,7 +48,12 @@ def start_grpc(
     server = grpc.server(
         ThreadPoolExecutor(THREADS, "grpc"),
         handlers=[grpc.method_handlers_generic_handler(service, {method: handler})],
-        options=[("grpc.max_receive_message_length", max_body_bytes), ("grpc.so_reuseport", 0)],
+        options=[
+            ("grpc.max_receive_message_length", max_body_bytes),
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_connection_age_ms", CONNECTION_MS),
+            ("grpc.max_connection_age_grace_ms", GRACE_MS),
+        ],
         maximum_concurrent_rpcs=MAX_CALLS,
     )
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

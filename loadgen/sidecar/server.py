@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from loadgen.energy.choose import open_meter
 from loadgen.energy.fleet_meter import open_fleet_meter
@@ -37,6 +38,21 @@ _log = logging.getLogger(__name__)
 
 ASK_S, LONGEST_ASK_S = 1.0, 30.0
 """Pauses between questions for the engine's model: twice as long each time that it does not answer."""
+IDLE_S = 75.0
+"""Time for which a connection may wait for the whole head of its next request: longer than a usual scrape interval."""
+_http_log = logging.getLogger(f"{__name__}.http")
+
+
+def without_request(record: logging.LogRecord) -> bool:
+    """Make one line of the traceback of a request that is no HTTP, or whose client went away. The error's own text is
+    left out: it quotes the headers, which may hold a token."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (HttpProcessingError, ConnectionError)):
+        record.msg, record.exc_info = f"{record.msg}: {type(error).__name__}", None
+    return True
+
+
+_http_log.addFilter(without_request)
 
 
 def ask_engine(url: str, key: str | None = None) -> tuple[str | None, bool]:
@@ -143,7 +159,9 @@ async def running_sidecar(
     tls = _tls(*certificate) if certificate else None
     sidecar, models = await open_sidecar(options)
     pollers = [engine.poller for engine in sidecar.engines if engine.poller]
-    runner = web.AppRunner(sidecar.app(), access_log=None, shutdown_timeout=0.5)
+    runner = web.AppRunner(
+        sidecar.app(), access_log=None, shutdown_timeout=0.5, keepalive_timeout=IDLE_S, logger=_http_log
+    )
     await runner.setup()
     grpc_server, grpc_port = None, None
     keepers: list[asyncio.Task[None]] = []

@@ -8,14 +8,15 @@ import io
 import shutil
 import ssl
 import subprocess
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import grpc
@@ -30,7 +31,7 @@ from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
-from loadgen.sidecar import ledger, server, watched_engine
+from loadgen.sidecar import grpc_server, ledger, server, watched_engine
 from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, authorized
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
@@ -227,6 +228,37 @@ async def test_grpc_takes_the_same_spans() -> None:
 
 
 @live
+async def test_calls_that_never_send_their_spans_do_not_hold_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_server, "CONNECTION_MS", 100)
+    monkeypatch.setattr(grpc_server, "GRACE_MS", 100)
+    async with sidecar(grpc_port=0) as (_, _url, port, _session):
+        ended = threading.Event()
+
+        def never() -> Iterator[bytes]:
+            ended.wait()
+            yield from ()
+
+        def send() -> bool:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, suppress(grpc.RpcError):
+                return bool(channel.unary_unary(GRPC_METHOD)(b"", timeout=10) == b"")
+            return False
+
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        held = [channel.stream_unary(GRPC_METHOD).future(never()) for _ in range(grpc_server.MAX_CALLS)]
+        try:
+            for _ in range(500):
+                if await asyncio.to_thread(send):
+                    break
+                await asyncio.sleep(0.02)
+            else:
+                raise AssertionError("the calls of one client are all that there are")
+            assert any(call.done() for call in held)
+        finally:
+            ended.set()
+            channel.close()
+
+
+@live
 async def test_bodies_that_cannot_be_read_are_refused_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     async with sidecar() as (one, url, _, session):
         bomb = gzip.compress(bytes(MAX_OTLP_BYTES + 1))
@@ -245,6 +277,81 @@ async def test_bodies_that_cannot_be_read_are_refused_and_counted(caplog: pytest
         await until(one, lambda: one.page.ledger.dropped["oversized"] == 2)
         assert one.page.ledger.dropped["malformed"] == 2
     assert "Traceback" not in caplog.text
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A client that speaks HTTP by hand."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def sends(cls, url: str, begin: bytes) -> Self:
+        peer = cls(*await asyncio.open_connection(*url.removeprefix("http://").split(":")))
+        peer.writer.write(begin)
+        return peer
+
+    async def trickle(self) -> bytes:
+        """Send a byte now and then until the server ends the connection; return what it sent."""
+        answer = asyncio.create_task(self.reader.read())
+        while not answer.done():
+            self.writer.write(b"a")
+            await asyncio.wait([answer], timeout=0.02)
+        self.writer.close()
+        return b"" if answer.exception() else answer.result()
+
+
+POST = b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\nContent-Length: 100000\r\n\r\n"
+BOUNDS_HEADS = tuple(map(int, aiohttp.__version__.split(".")[:3])) >= (3, 14, 4)
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        pytest.param(b"GET /metrics HTTP/1.1\r\nX-", b"", id="a first head", marks=pytest.mark.skipif(
+            not BOUNDS_HEADS, reason="aiohttp has bounded a connection's first head since 3.14.4")),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nX-", b"200", id="a second head"),
+        pytest.param(POST, b"408", id="a body"),
+    ],
+)  # fmt: skip
+@live
+async def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(
+    begin: bytes, status: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edges, "BODY_S", 0.2)
+    monkeypatch.setattr(server, "IDLE_S", 0.2)
+    async with sidecar() as (one, url, *_):
+        peer = await Peer.sends(url, begin)
+        answer = await asyncio.wait_for(peer.trickle(), 60)
+        assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
+        await until(one, lambda: one.page.ledger.dropped["malformed"] == (status == b"408"))
+
+
+@live
+async def test_a_request_that_is_no_http_is_a_line_of_the_log_that_quotes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with sidecar() as (_, url, *_others):
+        for begin in (
+            b"GET /metrics HTTP/1.1\r\nAuthorization: Bearer secret" + b"a" * 20_000 + b"\r\n\r\n",
+            b"GET /metrics HTTP/1.1\r\nsecret\r\n\r\n",
+        ):
+            peer = await Peer.sends(url, begin)
+            assert (await asyncio.wait_for(peer.reader.read(), 60)).split(b" ")[1] == b"400"
+            peer.writer.close()
+        peer = await Peer.sends(url, POST)
+        await asyncio.sleep(0.05)
+        peer.writer.transport.abort()
+        for _ in range(500):
+            if len(caplog.records) == 3:
+                break
+            await asyncio.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Error handling request from 127.0.0.1: {error}"
+        for error in ("LineTooLong", "BadHttpMessage", "ConnectionResetError")
+    ]
+    assert "secret" not in caplog.text and "Traceback" not in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # asyncio loses what it accepts while its server closes
