@@ -18,3 +18,7 @@ class MeterError(Exception):
 
     During a run the sampler counts it and tries again; the run then has a gap.
     """
+
+
+class NoAnswerError(MeterError):
+    """A source that does not answer. It may later."""

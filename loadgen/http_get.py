@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from loadgen.clock import monotonic_ns
-from loadgen.errors import MeterError
+from loadgen.errors import MeterError, NoAnswerError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -182,7 +182,8 @@ class PageClient:
         )  # fmt: skip
 
     def get(self, path: str) -> HttpResponse:
-        """GET a page, once more if the server had closed the connection meanwhile. Raises MeterError."""
+        """GET a page, once more if the server had closed the connection meanwhile. Raises MeterError, and NoAnswerError
+        where there is no server."""
         try:
             try:
                 return self._client.request("GET", self.path + path)
@@ -192,7 +193,9 @@ class PageClient:
             raise MeterError(f"{self.url}{path.split('?')[0]} sent {err}") from err
         except REQUEST_ERRORS as err:
             reason = "no answer in time" if isinstance(err, TimeoutError) else getattr(err, "strerror", None)
-            raise MeterError(f"{self.url} cannot be read: {reason or type(err).__name__}") from err
+            away = isinstance(err, OSError) and not isinstance(err, ssl.SSLError)
+            kind = NoAnswerError if away else MeterError
+            raise kind(f"{self.url} cannot be read: {reason or type(err).__name__}") from err
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

@@ -142,6 +142,7 @@ def sidecar(
         from loadgen.sidecar.exporter import reference as text
         from loadgen.sidecar.options import SidecarOptions
         from loadgen.sidecar.server import run_sidecar
+    from loadgen.energy.choose import stated_token
     from loadgen.energy.named_engine import parse_engines
     from loadgen.sidecar.watermark import AllowedLateness
     from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
@@ -170,7 +171,7 @@ def sidecar(
             energy_every_s=energy_every_s,
             model=model,
             token=os.environ.get(TOKEN_VARIABLE) or None,
-            energy_token=os.environ.get("LOADGEN_ENERGY_TOKEN") or None,
+            energy_token=stated_token(),
             tls_cert=tls_cert,
             tls_key=tls_key,
             lateness=AllowedLateness(blind_s=blind_s, max_s=max(max_s, blind_s)),

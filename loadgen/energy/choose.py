@@ -89,7 +89,12 @@ def open_meter(
 
 def energy_token(choice: str) -> str | None:
     """Return $LOADGEN_ENERGY_TOKEN for the sources that a user names; none for what a server itself names as `auto`."""
-    return None if choice == "auto" else os.environ.get("LOADGEN_ENERGY_TOKEN") or None
+    return None if choice == "auto" else stated_token()
+
+
+def stated_token() -> str | None:
+    """Return $LOADGEN_ENERGY_TOKEN, which is for sources that a user names."""
+    return os.environ.get("LOADGEN_ENERGY_TOKEN") or None
 
 
 def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:

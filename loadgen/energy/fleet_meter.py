@@ -3,22 +3,30 @@ own, whose domains carry the engine's name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from loadgen.energy.awaited_meter import AwaitedMeter
 from loadgen.energy.choose import is_local, open_meter
 from loadgen.energy.named_engine import domain_at, domains_of
-from loadgen.energy.several import SeveralMeters
-from loadgen.errors import LoadgenError, MeterError
+from loadgen.energy.several import SeveralMeters, refuse_repetition
+from loadgen.errors import LoadgenError, MeterError, NoAnswerError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter, Reading
     from loadgen.energy.named_engine import NamedEngine
     from loadgen.energy.series import EnergyDomain
+
+_log = logging.getLogger(__name__)
+_LATE = threading.Lock()
+"""Held while a source that answers at last is compared with the others."""
 
 
 class MeterAtEngine:
@@ -67,17 +75,28 @@ def open_fleet_meter(
     token: str | None = None,
     sharing: bool = False,
     every_s: float = 0.0,
+    simulated: Collection[str] | None = None,
+    awaiting: bool = False,
 ) -> tuple[EnergyMeter | None, list[str], tuple[NamedEngine, ...]]:
     """Return one meter of all these engines, why there is none or why a better source was passed over, and the engines
     with the energy sources that were taken.
 
     choice: the source of engines without one of their own. With "auto" that of a simulated engine is its counter.
-    sharing: engines may have the same GPUs, all of them. every_s: as for `open_meter`.
+    token: for the sources that a user names. sharing: engines may have the same GPUs, all of them. every_s: as for
+    `open_meter`. simulated: names of the simulated engines; None asks every engine. awaiting: an engine's own source
+    that does not answer is opened when it does, and its domains are not among the meter's before.
     Raises LoadgenError when a source that was asked for cannot be used, when two measure the same, or when it is not
     known which GPUs are an engine's. Blocks.
     """
+    tokens = {engine.name: token for engine in engines if engine.energy is not None}
     if choice == "auto":
-        engines = _with_simulated_counters(engines)
+        simulated = _simulated(engines) if simulated is None else simulated
+        engines = [
+            msgspec.structs.replace(engine, energy=engine.url)
+            if engine.energy is None and engine.name in simulated
+            else engine
+            for engine in engines
+        ]
     beside = [engine for engine in engines if engine.energy is None and choice != "none"]
     if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
         raise LoadgenError(
@@ -91,18 +110,19 @@ def open_fleet_meter(
     reasons: list[str] = []
     try:
         if beside:
-            own = {gpu for engine in beside for gpu in engine.gpus}
-            meter, reasons = open_meter(choice, gpus=sorted(own) or gpus, token=token, every_s=every_s)
+            placed = {gpu for engine in beside for gpu in engine.gpus}
+            meter, reasons = open_meter(choice, gpus=sorted(placed) or gpus, token=token, every_s=every_s)
             if meter is None:
                 return None, reasons, tuple(engines)
             meters[choice] = meter
         for engine in engines if choice != "none" else ():
             if engine.energy is not None:
-                meters[f"--engine {engine.name}"] = _own_meter(engine, engine.energy, token)
+                meters[_label(engine)] = _own_meter(engine, tokens.get(engine.name), meters, awaiting=awaiting)
         if not meters:
             return None, ["energy was turned off (--energy none)"], tuple(engines)
         whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))
-        _check_domains(engines, whole.domains, sharing=sharing)
+        opened = [engine for engine in engines if not isinstance(meters.get(_label(engine)), AwaitedMeter)]
+        _check_domains(opened, whole.domains, sharing=sharing)
     except BaseException as err:
         for meter in meters.values():
             meter.close()
@@ -112,23 +132,57 @@ def open_fleet_meter(
     return whole, reasons, tuple(engines)
 
 
-def _with_simulated_counters(engines: Sequence[NamedEngine]) -> list[NamedEngine]:
-    """Return the engines, each simulated one with its own counter unless it has another source."""
-    with ThreadPoolExecutor(max(len(engines), 1)) as pool:
-        simulated = list(pool.map(lambda engine: engine.energy is None and is_simulated(engine.url), engines))
-    return [
-        msgspec.structs.replace(engine, energy=engine.url) if its_own else engine
-        for engine, its_own in zip(engines, simulated, strict=True)
-    ]
+def _simulated(engines: Sequence[NamedEngine]) -> set[str]:
+    """Return the names of the engines without an energy source of their own that say that they are simulated."""
+    asked = [engine for engine in engines if engine.energy is None]
+    with ThreadPoolExecutor(max(len(asked), 1)) as pool:
+        answers = pool.map(is_simulated, (engine.url for engine in asked))
+        return {engine.name for engine, simulated in zip(asked, answers, strict=True) if simulated}
 
 
-def _own_meter(engine: NamedEngine, url: str, token: str | None) -> EnergyMeter:
+def _label(engine: NamedEngine) -> str:
+    return f"--engine {engine.name}"
+
+
+def _own_meter(
+    engine: NamedEngine, token: str | None, meters: dict[str, EnergyMeter], *, awaiting: bool
+) -> EnergyMeter:
+    """Open an engine's own source, or later if it does not answer. Raises LoadgenError when it cannot be used."""
     try:
-        meter, _ = open_meter(url, gpus=engine.gpus or None, token=token)
+        return _open_own(engine, token)
+    except NoAnswerError as err:
+        if awaiting:
+            _log.warning("%s: %s; its energy is unknown until it answers", _label(engine), err)
+            return AwaitedMeter(_label(engine), partial(_open_late, engine, token, meters))
+        raise LoadgenError(f"{_label(engine)}: {err}") from err
+    except MeterError as err:
+        raise LoadgenError(f"{_label(engine)}: {err}") from err
+
+
+def _open_own(engine: NamedEngine, token: str | None) -> EnergyMeter:
+    """Open an engine's own source. Raises MeterError, and NoAnswerError where nothing answers."""
+    assert engine.energy is not None
+    try:
+        meter, _ = open_meter(engine.energy, gpus=engine.gpus or None, token=token)
     except LoadgenError as err:
-        raise LoadgenError(f"--engine {engine.name}: {str(err).removeprefix('--energy URL: ')}") from err
+        kind = NoAnswerError if isinstance(err.__cause__, NoAnswerError) else MeterError
+        raise kind(str(err.__cause__ or err)) from err
     assert meter is not None, "only auto and none are without a meter"
     return MeterAtEngine(engine.name, meter)
+
+
+def _open_late(engine: NamedEngine, token: str | None, meters: dict[str, EnergyMeter]) -> EnergyMeter:
+    """Open an engine's own source while `meters` are read. Raises MeterError if it measures what one of them does."""
+    meter = _open_own(engine, token)
+    try:
+        with _LATE:
+            _check_domains([engine], meter.domains, sharing=False)
+            refuse_repetition(meters | {_label(engine): meter})
+            meters[_label(engine)] = meter
+    except (LoadgenError, MeterError) as err:
+        meter.close()
+        raise MeterError(str(err).removeprefix(f"{_label(engine)}: ")) from err
+    return meter
 
 
 def _check_domains(engines: Sequence[NamedEngine], domains: Sequence[EnergyDomain], *, sharing: bool) -> None:

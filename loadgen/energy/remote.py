@@ -16,7 +16,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import CounterTrack, ceiling_w, is_possible, is_rounding
 from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
-from loadgen.errors import MeterError
+from loadgen.errors import MeterError, NoAnswerError
 from loadgen.http_get import HttpResponse, PageClient
 from loadgen.units import MJ_PER_J, mj_from_j, s_from_ns
 
@@ -27,6 +27,9 @@ ALIGNING_REQUESTS = 4
 DRIFT = 1e-4
 """Largest relative drift between two machines' clocks: it makes an old offset worth less than a new one."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+GATEWAY_STATUSES = (502, 503, 504)
+"""Answers of a gateway whose server is away."""
 
 LOADGEN_METRIC = "loadgen_gpu_energy_joules_total"
 DCGM_METRIC = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
@@ -367,7 +370,7 @@ class PrometheusPage:
 class RemoteMeter:
     """The energy that a URL serves, as a feed or else as a Prometheus page. `gpus` selects some of its GPUs.
 
-    Raises MeterError with the reasons of both attempts.
+    Raises MeterError with the reasons of both attempts, and NoAnswerError where there is no server.
     """
 
     def __init__(
@@ -391,6 +394,8 @@ class RemoteMeter:
             raise MeterError(
                 f"{self._connection.url}/energy answers {opening.status}: set LOADGEN_ENERGY_TOKEN to its token"
             )
+        if opening.status in GATEWAY_STATUSES:
+            raise NoAnswerError(f"{self._connection.url}/energy answers {opening.status}")
         try:
             _decode(opening, self._connection.url)
         except MeterError as no_feed:

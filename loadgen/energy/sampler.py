@@ -255,4 +255,4 @@ class Sampler:
             self._clocks.setdefault(name, Counter())[reason] += 1
         self._samples += len(reading.samples)
         for sample in reading.samples:
-            self._domains[sample.domain].add(sample)
+            self._domains.setdefault(sample.domain, _Domain(start_ns)).add(sample)  # a meter may get domains late

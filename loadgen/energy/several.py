@@ -72,10 +72,11 @@ class SeveralMeters:
     """The domains of all of these meters, side by side. Raises MeterError when two of them measure the same thing."""
 
     def __init__(self, meters: Mapping[str, EnergyMeter], *, clock: Callable[[], int] = monotonic_ns) -> None:
-        """meters: by the name of the source. The one read at the caller's pace is the first that has a GPU."""
-        _refuse_repetition(meters)
+        """meters: by the name of the source. The one read at the caller's pace is the first that has a GPU, or else a
+        domain."""
+        refuse_repetition(meters)
         self._meters = list(meters.values())
-        self._first = next(filter(_has_gpu, self._meters), self._meters[0])
+        self._first = max(self._meters, key=lambda meter: (_has_gpu(meter), bool(meter.domains)))
         self._others = [
             _BackgroundReader(name, meter, clock) for name, meter in meters.items() if meter is not self._first
         ]
@@ -124,7 +125,7 @@ def _has_gpu(meter: EnergyMeter) -> bool:
     return any(domain.name.startswith("gpu:") for domain in meter.domains)
 
 
-def _refuse_repetition(meters: Mapping[str, EnergyMeter]) -> None:
+def refuse_repetition(meters: Mapping[str, EnergyMeter]) -> None:
     """Raise MeterError if two meters have a domain of the same name, or the same GPU: its joules would count twice."""
     sources: dict[str, str] = {}
     for name, meter in meters.items():

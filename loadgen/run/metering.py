@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.choose import energy_token, open_meter, source_beside
+from loadgen.energy.choose import energy_token, open_meter, source_beside, stated_token
 from loadgen.energy.fleet_meter import open_fleet_meter
 from loadgen.energy.named_engine import parse_engines
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
@@ -51,7 +51,7 @@ class Metering:
         if self.engines:
             self.meter, self.reasons, self.engines = await asyncio.to_thread(
                 open_fleet_meter, self.engines, config.energy, gpus=config.gpus or None,
-                token=energy_token("engines"), sharing=True,
+                token=stated_token(), sharing=True,
             )  # fmt: skip
         else:
             await self._open_meter(server)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,7 +36,7 @@ from loadgen.units import ns_from_s, s_from_ns
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
-    from loadgen.energy.series import EnergySample
+    from loadgen.energy.series import EnergyDomain, EnergySample
     from loadgen.sidecar.options import SidecarOptions
 
 _log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Sidecar:
         self._warned = False
         """True once an engine's spans named none."""
         self.pushes = PushCounts()
-        self.pages = self._pages()
+        self.pages = self._pages(meter.domains)
         self._registry = CollectorRegistry()
         self._registry.register(Exporter(lambda: self.pages))
 
@@ -146,10 +147,11 @@ class Sidecar:
         """Move everything received into the ledgers, commit, and replace the pages. last: nothing more is received."""
         now_ns = monotonic_ns()
         self.clock.observe(anchor())
-        energy, labels = drained(self._energy), drained(self._span_labels)
+        energy, domains, labels = drained(self._energy), self.meter.domains, drained(self._span_labels)
         moved_labels = [span.moved(self.clock.monotonic_ns) for span in labels]
         first_tokens = [(trace, self.clock.monotonic_ns(first_ns)) for trace, first_ns in drained(self._first_tokens)]
         for engine in self.engines:
+            engine.take_domains(domains)
             engine.ledger.add_energy(energy)
             engine.take_counters()
             engine.ledger.add_first_tokens(first_tokens)
@@ -160,7 +162,7 @@ class Sidecar:
         self.engines[0].ledger.dropped.update(counts)
         for engine in self.engines:
             engine.ledger.commit(now_ns)
-        self.pages = self._pages()
+        self.pages = self._pages(domains)
         self.settlement.take([page.ledger for page in self.pages], self.clock.unix_ns, now_ns, last=last)
 
     def _add_spans(self, spans: list[RequestSpan], now_ns: int) -> None:
@@ -188,13 +190,14 @@ class Sidecar:
                 names[:300],
             )
 
-    def _pages(self) -> tuple[SidecarPage, ...]:
+    def _pages(self, domains: Sequence[EnergyDomain]) -> tuple[SidecarPage, ...]:
+        """Return the pages. domains: the meter's, of which the engines have taken their own."""
         now_ns, clocks = monotonic_ns(), anchor()
         report, live = self.sampler.report(), self.sampler.latest()
         ledgers = [engine.ledger.snapshot(now_ns) for engine in self.engines]
         dropped = {reason: sum(ledger.dropped[reason] for ledger in ledgers) for reason in ledgers[0].dropped}
         accounted = {energy.domain.name for ledger in ledgers for energy in ledger.domains}
-        beside = {d: live.joules[d.name] for d in self.meter.domains if d.name in live.joules.keys() - accounted}
+        beside = {d: live.joules[d.name] for d in domains if d.name in live.joules.keys() - accounted}
         pages = []
         for engine, ledger in zip(self.engines, ledgers, strict=True):
             health, read_ns = engine.health(now_ns), self._last_read_ns(engine)
@@ -284,17 +287,18 @@ class Sidecar:
         except ValueError as err:
             raise web.HTTPBadRequest(text="since must be an integer: nanoseconds of this server's clock\n") from err
         clocks = anchor()
+        domains = self.meter.domains
         samples = [sample for sample in list(self._feed) if sample.t_ns > since_ns][:FEED_PORTION]
         feed = {
             "now_ns": monotonic_ns(),
             "anchor": {"wall_ns": clocks.wall_ns, "monotonic_ns": clocks.monotonic_ns},
-            "domains": self.meter.domains,
+            "domains": domains,
             "samples": [(s.t_ns, s.domain, s.joules) for s in samples],
             "slack_ns": [s.slack_ns for s in samples],
             "capped_ns": [s.capped_ns for s in samples],
             "sm_mhz": [s.sm_mhz for s in samples],
             "gaps": [s.gap for s in samples],
-            "simulated": all("simulated" in domain.source for domain in self.meter.domains),
+            "simulated": bool(domains) and all("simulated" in domain.source for domain in domains),
         }
         return web.Response(body=msgspec.json.encode(feed), content_type="application/json")
 
@@ -304,7 +308,7 @@ class Sidecar:
         silence_s = [self._silence_s(engine, now_ns) for engine in self.engines]
         engines = [
             {
-                "meter": "answers" if silent_s < STALE_S else f"silent for {silent_s:.0f} s",
+                "meter": meter_words(silent_s),
                 "engine": {None: "none named", True: "answers", False: "away"}[page.engine_up],
                 "engine_metrics": engine.health(now_ns).metrics if page.engine_up else None,
             }
@@ -324,12 +328,21 @@ class Sidecar:
         return web.json_response(health, status=200 if health["ok"] else 503)
 
     def _silence_s(self, engine: WatchedEngine, now_ns: int) -> float:
-        """Return the time since the newest sample of the engine's energy."""
+        """Return the time since the newest sample of the engine's energy: infinite before its source first answers."""
+        if not engine.domains:
+            return math.inf
         if (read_ns := self._last_read_ns(engine)) is not None:
             return s_from_ns(now_ns - read_ns)
         silence_s = self.sampler.report().silence_s
         own = accelerators(engine.domains)
         return min((silence_s[domain.name] for domain in own if domain.name in silence_s), default=0.0)
+
+
+def meter_words(silent_s: float) -> str:
+    """Describe a meter by the time since its newest sample."""
+    if silent_s < STALE_S:
+        return "answers"
+    return "has not answered yet" if math.isinf(silent_s) else f"silent for {silent_s:.0f} s"
 
 
 def authorized(token: str | None, header: str | None) -> bool:

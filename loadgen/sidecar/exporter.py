@@ -95,6 +95,11 @@ def _single(value: Callable[[SidecarPage], float | None]) -> Rows:
     return rows
 
 
+def _measured(rows: Rows) -> Rows:
+    """Return these rows where a meter has the engine's energy; else it is unknown, and they would say 0."""
+    return lambda page: rows(page) if page.ledger.domains else iter(())
+
+
 def _by_domain(value: Callable[[DomainEnergy, SidecarPage], float | None]) -> Rows:
     def rows(page: SidecarPage) -> Iterator[MetricRow]:
         for energy in page.ledger.domains:
@@ -171,13 +176,14 @@ METRICS = (
                            for domain, joules in page.beside.items()), by_engine=False),
     Declared("loadgen_attributed_energy_joules_total", "counter", (*ACCOUNT, "account"),
              "Energy of requests; account is prefill (until the first token) or decode (after it).",
-             _by_labels(prefill=lambda totals: j_from_mj(totals.prefill_mj),
-                        decode=lambda totals: j_from_mj(totals.decode_mj)), by_labels=True),
+             _measured(_by_labels(prefill=lambda totals: j_from_mj(totals.prefill_mj),
+                                  decode=lambda totals: j_from_mj(totals.decode_mj))), by_labels=True),
     Declared("loadgen_idle_energy_joules_total", "counter", (),
-             "Energy used while no request was in flight.", _single(lambda page: j_from_mj(page.ledger.idle_mj))),
+             "Energy used while no request was in flight.",
+             _measured(_single(lambda page: j_from_mj(page.ledger.idle_mj)))),
     Declared("loadgen_unattributed_energy_joules_total", "counter", (),
              "Energy of requests that sent no span, or none in time.",
-             _single(lambda page: j_from_mj(page.ledger.unattributed_mj))),
+             _measured(_single(lambda page: j_from_mj(page.ledger.unattributed_mj)))),
     Declared("loadgen_request_energy_joules", "histogram", ACCOUNT,
              "Energy of each closed request whose whole time was measured. Exemplars carry request_id.",
              _by_account(lambda account: account.energy)),

@@ -197,7 +197,8 @@ class Ledger:
         are late, a former sidecar had them. role: the phase of its requests that alone runs at the engine."""
         self._role = role
         self._lateness = lateness or AllowedLateness()
-        self._domains = {domain.name: _Domain(domain) for domain in accelerators(domains)}
+        self._domains: dict[str, _Domain] = {}
+        self.take_domains(domains)
         self._samples: deque[EngineSample] = deque(maxlen=MAX_SAMPLES)
         self._open: dict[str, OpenRequest] = {}
         self._closed: deque[RequestSpan] = deque(maxlen=MAX_OPEN)
@@ -232,6 +233,10 @@ class Ledger:
         """The domains whose energy the accounts have, with the origin of their joules."""
         return [f"{name} ({domain.domain.source})" for name, domain in self._domains.items()]
 
+    def take_domains(self, domains: Iterable[EnergyDomain]) -> None:
+        """Take the domains whose energy the accounts have: none until their source is known."""
+        self._domains = {domain.name: _Domain(domain) for domain in accelerators(domains)}
+
     def name_model(self, model: str) -> None:
         """Name the model of spans that name none, from now on."""
         self._accounts.model = model
@@ -244,6 +249,9 @@ class Ledger:
                 if self.measured_since_ns is None:
                     self.measured_since_ns = sample.t_ns
                     self._watermark_ns = max(self._watermark_ns, sample.t_ns)  # before it nothing was measured
+                    for entry in self._open.values():
+                        self._partial += entry.whole and entry.request.start_ns < sample.t_ns
+                        entry.whole &= entry.request.start_ns >= sample.t_ns
                 self._domains[sample.domain].add(sample)
 
     @property
@@ -347,7 +355,9 @@ class Ledger:
         pending = {name: domain.pending(watermark_ns) for name, domain in self._domains.items()}
         pending = {name: points for name, points in pending.items() if len(points) > 1}
         if not pending:
-            self._watermark_ns = max(self._watermark_ns, now_ns - ns_from_s(self._lateness.max_s))
+            if self._domains:  # else no energy can come for what is before the watermark
+                watermark_ns = max(self._watermark_ns, now_ns - ns_from_s(self._lateness.max_s))
+            self._watermark_ns = watermark_ns
             self._close(self._watermark_ns)
             return False
         start_ns = min(points[0].t_ns for points in pending.values())

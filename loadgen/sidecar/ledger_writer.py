@@ -27,7 +27,7 @@ from loadgen.telemetry.otlp_parse import MAX_TEXT
 from loadgen.units import NS_PER_S, s_from_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +48,17 @@ class LedgerWriter:
     A disk that does not answer holds up `flush` alone.
     """
 
-    def __init__(self, folder: Path, *, sources: Sequence[str] = (), file_bytes: int = FILE_BYTES) -> None:
+    def __init__(
+        self, folder: Path, *, sources: Callable[[], Sequence[str]] = tuple, file_bytes: int = FILE_BYTES
+    ) -> None:
         """Take the folder, which is made if there is none. Raises LoadgenError when it cannot be written, or another
         sidecar writes it.
 
-        sources: the domains of the meter, with the origin of their joules.
+        sources: returns the domains of the meter, with the origin of their joules. When they change, a file begins.
         """
-        self._sources = [source[:MAX_TEXT] for source in sources[:MAX_SOURCES]]
+        self._sources = sources
+        self._file_sources: Sequence[str] = ()
+        """The sources that the file names."""
         self.folder, self._file_bytes = folder, file_bytes
         self._lock = threading.Lock()
         """Guards what waits. It is never held while the disk is waited for."""
@@ -145,8 +149,10 @@ class LedgerWriter:
     def _write(self, batch: LedgerBatch) -> None:
         """Write a batch to the disk, whole, or leave what is there for the next attempt to cut off."""
         end = datetime.fromtimestamp(batch.period.to_unix_ns // NS_PER_S, UTC)
-        if self._file is None or end.date() != self._day or self._size >= self._file_bytes:
-            self._begin_file(end)
+        sources = self._sources()
+        is_full = self._size >= self._file_bytes
+        if self._file is None or end.date() != self._day or is_full or sources != self._file_sources:
+            self._begin_file(end, sources)
         assert self._file is not None
         os.ftruncate(self._file, self._size)
         data = memoryview(_encoded((*batch.requests, batch.period)))
@@ -157,12 +163,12 @@ class LedgerWriter:
         os.fsync(self._file)
         self._size, self._written_mj = size, batch.period.open_mj
 
-    def _begin_file(self, at: datetime) -> None:
+    def _begin_file(self, at: datetime, sources: Sequence[str]) -> None:
         number = self._files + 1
         path = self.folder / f"{at:%Y-%m-%dT%H%M%SZ}-{self.session}-{number:04}.jsonl"
         start = LedgerStart(
             format_version=FORMAT_VERSION, loadgen_version=__version__, session=self.session, file=number,
-            open_mj=self._written_mj, sources=self._sources,
+            open_mj=self._written_mj, sources=[source[:MAX_TEXT] for source in sources[:MAX_SOURCES]],
         )  # fmt: skip
         head = _encoded([start])
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -182,6 +188,7 @@ class LedgerWriter:
         if self._file is not None:
             os.close(self._file)
         self._file, self._files, self._size, self._day = file, number, len(head), at.date()
+        self._file_sources = sources
 
 
 def _encoded(lines: Iterable[msgspec.Struct]) -> bytes:

@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -91,30 +91,28 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
 
     Raises LoadgenError when there is nothing to read.
     """
-    choice = options.energy
+    choice, token = options.energy, options.energy_token
     if choice == "auto" and simulated:
         assert options.engine_url is not None
-        choice = options.engine_url
-    meter, reasons = open_meter(
-        choice, gpus=options.gpus or None, token=options.energy_token, every_s=options.energy_every_s
-    )
+        choice, token = options.engine_url, None  # the token is for sources that the user names
+    meter, reasons = open_meter(choice, gpus=options.gpus or None, token=token, every_s=options.energy_every_s)
     if meter is None:
         raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
     return meter
 
 
-def choose_fleet_meter(options: SidecarOptions) -> tuple[EnergyMeter, tuple[NamedEngine, ...]]:
-    """Open one meter of all named engines; return it, and the engines with their energy sources.
+def choose_fleet_meter(
+    options: SidecarOptions, simulated: Collection[str]
+) -> tuple[EnergyMeter, tuple[NamedEngine, ...]]:
+    """Open one meter of all named engines, of which `simulated` are; return it, and the engines with their energy
+    sources. One that does not answer yet is awaited.
 
     Raises LoadgenError when there is nothing to read.
     """
     meter, reasons, engines = open_fleet_meter(
-        options.engines,
-        options.energy,
-        gpus=options.gpus or None,
-        token=options.energy_token,
-        every_s=options.energy_every_s,
-    )
+        options.engines, options.energy, token=options.energy_token, every_s=options.energy_every_s,
+        simulated=simulated, awaiting=True,
+    )  # fmt: skip
     if meter is None:
         raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
     return meter, engines
@@ -129,11 +127,12 @@ async def open_sidecar(options: SidecarOptions) -> tuple[Sidecar, list[str | Non
         _log.info("engine at %(url)s: model %(model)s, simulated: %(simulated)s", engine)
     models = [model for model, _ in answers] or [None]
     if options.engines:
-        meter, engines = await asyncio.to_thread(choose_fleet_meter, options)
+        named = zip(options.engines, answers, strict=True)
+        simulated_engines = {engine.name for engine, (_, simulated) in named if simulated}
+        meter, engines = await asyncio.to_thread(choose_fleet_meter, options, simulated_engines)
         options = replace(options, engines=engines)
     else:
-        simulated = any(simulated for _, simulated in answers)
-        meter = await asyncio.to_thread(choose_meter, options, simulated)
+        meter = await asyncio.to_thread(choose_meter, options, any(simulated for _, simulated in answers))
     try:
         return Sidecar(options, meter, [options.model or model for model in models]), models
     except MeterError as err:
@@ -232,7 +231,8 @@ async def serve_sidecar(options: SidecarOptions) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with running_sidecar(options, on_error=stop.set) as (sidecar, url, grpc_port):
-        sources = ", ".join(f"{domain.name} ({domain.source})" for domain in sidecar.meter.domains)
+        domains = [f"{domain.name} ({domain.source})" for domain in sidecar.meter.domains]
+        sources = ", ".join(domains) or "no engine yet"
         also = f", OTLP/gRPC on port {grpc_port}" if grpc_port is not None else ""
         print(f"sidecar: {url}/metrics, OTLP on {url}/v1/traces{also}; energy of {sources}", flush=True)
         _log.info("serving at %(url)s, gRPC on port %(grpc_port)s", {"url": url, "grpc_port": grpc_port})

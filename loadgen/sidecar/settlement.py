@@ -56,8 +56,7 @@ class Settlement:
         self._lookup = RequestLookup(kept, ns_from_s(kept_s))
         self._names = [engine.name or _address(engine.url) for engine in engines]
         self._is_named = bool(named)
-        sources = [source for engine in engines for source in engine.ledger.sources]
-        self._writer = LedgerWriter(folder, sources=sources) if folder else None
+        self._writer = LedgerWriter(folder, sources=self._sources) if folder else None
         self._unwritten: list[NamedRequest] = []
         self._writing: list[NamedRequest] = []
         """Requests that are being written."""
@@ -149,6 +148,9 @@ class Settlement:
             await asyncio.to_thread(self._writer.flush)
             self._lookup.add(self._writing)
             self._writing = []
+
+    def _sources(self) -> list[str]:
+        return [source for engine in self._engines for source in engine.ledger.sources]
 
     def close(self) -> None:
         """Write what waits, and release the ledger's folder."""

@@ -16,6 +16,7 @@ from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
+    from loadgen.energy.named_engine import NamedEngine
     from loadgen.energy.series import EnergyDomain
     from loadgen.sidecar.options import SidecarOptions
 
@@ -45,15 +46,24 @@ class EngineHealth(NamedTuple):
 class WatchedEngine:
     """The ledger of one engine, and the thread that reads its counters."""
 
-    def __init__(self, ledger: Ledger, domains: Sequence[EnergyDomain], url: str | None, name: str | None) -> None:
-        """Raise MeterError when the URL is none. name: None where a sidecar has one engine, which needs no name."""
-        self.ledger, self.domains, self.url, self.name = ledger, domains, url, name
+    def __init__(
+        self, ledger: Ledger, domains: Sequence[EnergyDomain], url: str | None, named: NamedEngine | None
+    ) -> None:
+        """Raise MeterError when the URL is none. named: None where a sidecar has one engine, which needs no name."""
+        self.ledger, self.domains, self.url, self._named = ledger, domains, url, named
+        self.name = named.name if named else None
         self._samples: deque[Mapping[str, float]] = deque(maxlen=MAX_ENGINE_SAMPLES)
         self._newest: Mapping[str, float] = {}
         self._restarts = 0
         self.poller: EnginePoller | None = None
         if url is not None:
             self.poller = EnginePoller(url, self._samples.append, period_s=ENGINE_PERIOD_S, watch=True)
+
+    def take_domains(self, domains: Sequence[EnergyDomain]) -> None:
+        """Take its domains among the meter's, once its energy source has answered."""
+        if not self.domains and self._named and (own := domains_of(self._named, domains)):
+            self.domains = own
+            self.ledger.take_domains(own)
 
     def take_counters(self) -> None:
         """Move the samples of its counters into its ledger."""
@@ -92,7 +102,7 @@ def watched_engines(
             own, lateness=lateness, model=model, labels=options.labels, label_values=options.label_values,
             shown=shown, since_ns=since_ns, role=role,
         )  # fmt: skip
-        watched.append(WatchedEngine(ledger, own, url, name))
+        watched.append(WatchedEngine(ledger, own, url, named))
     return watched
 
 

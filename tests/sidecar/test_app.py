@@ -26,6 +26,8 @@ from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.clock import anchor
+from loadgen.energy import fleet_meter
+from loadgen.energy.named_engine import NamedEngine
 from loadgen.energy.remote import RemoteMeter
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
@@ -653,6 +655,35 @@ def test_an_engine_is_asked_for_its_model_with_its_key(key: str | None, header: 
         assert server.ask_engine(url, key) == ("m", False)
     assert [headers.get("Authorization") for _, headers in fake.seen] == [header]
     assert "sk-engine" not in repr(SidecarOptions(engine_key=key))
+
+
+@pytest.mark.parametrize("named", [False, True])
+@live
+async def test_an_engine_is_asked_once_at_the_start(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says about its models and about being simulated is in one answer."""
+    for room in (fleet_meter, server):
+        monkeypatch.setattr(room, "open_meter", lambda *_, **__: (None, ["none here"]))
+    with serving(fake := FakeServer()) as url:
+        engines = (NamedEngine(name="a", url=url),) if named else ()
+        with pytest.raises(LoadgenError, match="none here"):
+            await server.open_sidecar(SidecarOptions(engine_url=None if named else url, engines=engines))
+    assert [line.split()[1] for line, _ in fake.seen] == ["/v1/models"]
+
+
+@pytest.mark.parametrize(("energy", "opened"), [("auto", ("http://e", None)), ("http://m", ("http://m", "sesame"))])
+def test_a_server_that_calls_itself_simulated_gets_no_token(
+    energy: str, opened: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str | None]] = []
+
+    def open_it(choice: str, *, token: str | None, **_: object) -> tuple[None, list[str]]:
+        calls.append((choice, token))
+        return None, []
+
+    monkeypatch.setattr(server, "open_meter", open_it)
+    with pytest.raises(LoadgenError, match="needs an energy source"):
+        server.choose_meter(SidecarOptions(engine_url="http://e", energy=energy, energy_token="sesame"), True)
+    assert calls == [opened]
 
 
 @live

@@ -90,6 +90,27 @@ def test_energy_waits_for_its_requests_and_is_then_theirs() -> None:
     assert attributed_mj(snapshot) == pytest.approx(committed_mj(snapshot), rel=0.02)
 
 
+def test_what_ran_before_the_first_energy_is_unknown_and_settles_without_waiting_for_more() -> None:
+    """The meter of the engine answers at 20 s."""
+    ledger = Ledger([], lateness=LATENESS)
+    looks(ledger, 0, 40, running=0, tokens=0, per_s=0)
+    ledger.add_span(span("before", 10, 12), ns_from_s(12))
+    ledger.commit(ns_from_s(15))
+    assert [(e.entry.request.key, e.entry.charged) for e in ledger.settled] == [("before", False)]
+    ledger.add_span(span("across", 18, 26), ns_from_s(26))
+    ledger.take_domains([GPU])
+    power(ledger, 20, 40, 300.0)
+    ledger.add_span(span("after", 28, 30), ns_from_s(30))
+    ledger.commit(ns_from_s(40))
+    snapshot = ledger.snapshot(ns_from_s(40))
+    settled = {e.entry.request.key: e.entry for e in ledger.settled}
+    assert {key: (entry.charged, entry.whole) for key, entry in settled.items()} == {
+        "across": (True, False), "after": (True, True)
+    }  # fmt: skip
+    assert snapshot.partial == 1
+    assert committed_mj(snapshot) == attributed_mj(snapshot) + snapshot.idle_mj + snapshot.unattributed_mj > 0
+
+
 def test_nobody_there_is_idle() -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 20, 100.0)

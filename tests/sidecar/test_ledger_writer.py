@@ -49,13 +49,28 @@ def test_lines_are_on_disk_after_a_flush_and_sum_to_the_counter(tmp_path: Path) 
 
 
 def test_a_file_names_the_sources_of_its_energy_within_its_bounds(tmp_path: Path) -> None:
-    writer = LedgerWriter(tmp_path, sources=["gpu:0 (nvml-counter)", "x" * 10_000, *(f"gpu:{n}" for n in range(500))])
+    named = ["gpu:0 (nvml-counter)", "x" * 10_000, *(f"gpu:{n}" for n in range(500))]
+    writer = LedgerWriter(tmp_path, sources=lambda: named)
     writer.add(batch(0, requests=1))
     writer.flush()
     writer.close()
     sources = bill_of(tmp_path).sources
     assert "gpu:0 (nvml-counter)" in sources
     assert len(sources) == MAX_SOURCES
+
+
+def test_a_source_that_is_known_late_is_named_by_a_file_of_its_own(tmp_path: Path) -> None:
+    named: list[str] = []
+    writer = LedgerWriter(tmp_path, sources=lambda: list(named))
+    for number, source in enumerate(("gpu:0@a (nvml-counter)", None, "gpu:0@b (simulated)", None)):
+        named += [source] if source else []
+        writer.add(batch(number, requests=1))
+        writer.flush()
+    writer.close()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    bill = bill_of(tmp_path)
+    assert bill.sources == set(named)
+    assert sum(group.requests for group in bill.groups.values()) == 4
 
 
 def test_a_batch_that_is_not_the_counter_is_not_taken(tmp_path: Path) -> None:

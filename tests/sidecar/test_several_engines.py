@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadgen.energy import awaited_meter
 from loadgen.energy.named_engine import NamedEngine
 from loadgen.energy.series import EnergyDomain
 from loadgen.errors import LoadgenError
@@ -28,6 +28,7 @@ from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry.otlp_export import SpanSender
 from sidecar.test_app import ask, live, quick, record, until
+from sidecar.test_ledger_kill import free_port
 
 __all__ = ["quick"]
 QUICK = AllowedLateness(min_s=0.2, blind_s=1.0)
@@ -54,8 +55,9 @@ class Fleet:
         for name in self.engines:
             attributed, idle, unattributed = "loadgen_attributed_energy_joules_total", "idle", "unattributed"
             parts = [totals[name].get(f"{attributed},{phase}", 0.0) for phase in ("prefill", "decode")]
-            parts += [totals[name][f"loadgen_{part}_energy_joules_total"] for part in (idle, unattributed)]
-            assert sum(parts) == pytest.approx(totals[name]["loadgen_gpu_energy_joules_total"], abs=1e-6), name
+            parts += [totals[name].get(f"loadgen_{part}_energy_joules_total", 0.0) for part in (idle, unattributed)]
+            joules = totals[name].get("loadgen_gpu_energy_joules_total", 0.0)
+            assert sum(parts) == pytest.approx(joules, abs=1e-6), name
         return totals
 
     async def request(self, name: str) -> dict[str, Any]:
@@ -77,12 +79,13 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(*names: str, **options: Any) -> AsyncIterator[Fleet]:
-    """Start engines with these names, which send spans unless the name ends with `-`, and a sidecar beside them."""
+async def fleet(*names: str, energy: dict[str, str] | None = None, **options: Any) -> AsyncIterator[Fleet]:
+    """Start engines with these names, which send spans unless the name ends with `-`, and a sidecar beside them.
+
+    energy: sources of engines whose energy is not read from themselves.
+    """
     async with AsyncExitStack() as stack:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         urls, stops = {}, {}
         for name in names:
             stops[name] = AsyncExitStack()
@@ -91,7 +94,7 @@ async def fleet(*names: str, **options: Any) -> AsyncIterator[Fleet]:
             given = ServerOptions(port=0, otlp_traces_endpoint=endpoint, resource={"service.instance.id": name})
             _, urls[name] = await stops[name].enter_async_context(running_simulator(given))
         engines = tuple(
-            NamedEngine(name=name, url=url, energy=url, role=ROLES.get(name))  # type: ignore[arg-type]
+            NamedEngine(name=name, url=url, energy=(energy or {}).get(name, url), role=ROLES.get(name))  # type: ignore[arg-type]
             for name, url in urls.items()
         )
         sidecar = running_sidecar(SidecarOptions(port=port, engines=engines, lateness=QUICK, **options))
@@ -118,15 +121,17 @@ async def router(target: Callable[[], str]) -> AsyncIterator[str]:
             yield str(server.make_url("")).rstrip("/")
 
 
-async def ask_all(session: aiohttp.ClientSession, url: str, sidecar_url: str, outputs: list[int]) -> list[str]:
+async def ask_all(
+    session: aiohttp.ClientSession, url: str, sidecar_url: str, outputs: list[int], run: str = "run"
+) -> list[str]:
     """Send requests one after the other and report them, as a client does; return their ids."""
-    with SpanSender(sidecar_url, "run", "llama-3.1-8b") as sender:
+    with SpanSender(sidecar_url, run, "llama-3.1-8b") as sender:
         for index, output in enumerate(outputs):
             start_ns = time.monotonic_ns()
-            await ask(session, url, output, {"X-Request-Id": f"run-{index}"})
+            await ask(session, url, output, {"X-Request-Id": f"{run}-{index}"})
             sender.add(record(index, start_ns, time.monotonic_ns(), output))
         await asyncio.to_thread(sender.__exit__)
-    return [f"run-{index}" for index in range(len(outputs))]
+    return [f"{run}-{index}" for index in range(len(outputs))]
 
 
 @live
@@ -240,6 +245,60 @@ async def test_an_engine_whose_meter_is_lost_is_a_gap_of_its_own(monkeypatch: py
         await asyncio.sleep(0.6)
         async with made.session.get(made.url + "/healthz") as response:
             assert response.status == 503
+
+
+@live
+async def test_an_engine_whose_meter_is_away_at_the_start_is_unknown_until_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(awaited_meter, "AWAIT_S", 0.05)
+    port = free_port()
+    async with AsyncExitStack() as host:
+        energy = {"b": f"http://127.0.0.1:{port}"}
+        made = await host.enter_async_context(fleet("a", "b", energy=energy, ledger=tmp_path / "ledger"))
+        assert [message for message in caplog.messages if "energy" in message] == [
+            f"--engine b: {energy['b']} cannot be read: Connection refused; its energy is unknown until it answers"
+        ]
+        turn = itertools.cycle(made.engines.values())
+        async with router(lambda: next(turn)) as url:
+            names = await ask_all(made.session, url, made.url, [20, 20])
+        of_a, of_b = await made.settled(names)
+        assert of_a["joules"] > 0 and of_b["joules"] is None, "unknown is not 0"
+        totals = await made.totals()
+        assert totals["a"]["loadgen_gpu_energy_joules_total"] > 0
+        assert [name for name in totals["b"] if "_energy_joules_total" in name] == []
+        async with made.session.get(made.url + "/healthz") as response:
+            health = await response.json()
+        assert {name: shown["meter"] for name, shown in health["engines"].items()} == {
+            "a": "answers", "b": "has not answered yet"
+        }  # fmt: skip
+
+        options = SidecarOptions(port=port, engine_url=made.engines["b"], energy=made.engines["b"])
+        await host.enter_async_context(running_sidecar(options))
+        await until(made.one, lambda: bool(made.one.pages[1].ledger.domains))
+        await until(made.one, lambda: made.one.pages[1].last_read_s is not None)
+        async with router(lambda: made.engines["b"]) as url:
+            [name] = await ask_all(made.session, url, made.url, [20], "later")
+        [page] = await made.settled([name])
+        assert (page["engine"], page["joules"] > 0) == ("b", True)
+        committed_mj = {page.engine: sum(d.committed_mj for d in page.ledger.domains) for page in made.one.pages}
+        assert "its energy source answers: gpu:0@b" in caplog.text
+    bill = bill_of(tmp_path / "ledger", ("engine",))
+    assert bill.counter_mj >= sum(committed_mj.values())
+    assert {source.partition(" ")[0] for source in bill.sources} == {"gpu:0@a", "gpu:0@b"}
+
+
+@live
+async def test_a_sidecar_starts_before_any_of_its_sources() -> None:
+    engine = NamedEngine(name="b", url="http://127.0.0.1:1", energy="http://127.0.0.1:1")
+    options = SidecarOptions(port=0, engines=(engine,), lateness=QUICK)
+    async with running_sidecar(options) as (one, url, _), aiohttp.ClientSession() as session:
+        one.tick()
+        async with session.get(url + "/healthz") as response:
+            assert response.status == 503
+        async with session.get(url + "/energy") as response:
+            feed = await response.json()
+            assert (feed["domains"], feed["simulated"]) == ([], False)
 
 
 def test_two_engines_with_one_gpu_are_refused() -> None:
