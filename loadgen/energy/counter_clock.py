@@ -38,10 +38,14 @@ JITTER_NS = 2_000_000
 
 START_UPDATES = 40
 """Updates that the first estimate of the period is made from."""
-FINE_POLLS = 1 / 4
-"""Polls are fine when the median slack is below this share of the median interval."""
+FINE_POLLS = 1 / 5
+"""Polls are fine when the median slack is below this share of the median interval. Those of a regular counter, every
+0.618 periods, are not: their median interval is two polls, four times the slack."""
 MAX_SINGLE_INTERVAL = 1.8
 """Intervals above this many mean ones hold a missed update: they are no period."""
+FIRST_PERIODS = (1.0, 1.015, 0.985, 1.03, 0.97)
+"""Periods to start from, relative to the first estimate, until one explains the updates: under coarse polls the mean of
+few intervals can be 1.5 % off, and the numbers then slip by a tick."""
 MIN_SEPARATION = 0.05
 """Share of the period by which the neighbouring tick must lie outside an update's interval."""
 PERIOD_GAIN = 0.7
@@ -65,13 +69,17 @@ def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
         return series
     t_ns = (series.t_ns - series.t_ns[0]).astype(np.float64)
     slack_ns = np.maximum(series.slack_ns, 1).astype(np.float64)
-    ticks, unambiguous = _number_updates(t_ns, slack_ns)
-    if unambiguous.sum() < MIN_UPDATES:
-        return series
-    line = _fit_line(ticks[unambiguous], t_ns[unambiguous], slack_ns[unambiguous])
-    clock_ns = np.polyval(line, ticks)
-    explained = unambiguous & (np.abs(clock_ns - t_ns) <= slack_ns + JITTER_NS)
-    if explained[unambiguous].mean() < MIN_EXPLAINED:
+    period_ns = _first_period(t_ns, slack_ns)
+    for ratio in FIRST_PERIODS:
+        ticks, unambiguous = _number_updates(t_ns, slack_ns, ratio * period_ns)
+        if unambiguous.sum() < MIN_UPDATES:
+            continue
+        line = _fit_line(ticks[unambiguous], t_ns[unambiguous], slack_ns[unambiguous])
+        clock_ns = np.polyval(line, ticks)
+        explained = unambiguous & (np.abs(clock_ns - t_ns) <= slack_ns + JITTER_NS)
+        if explained[unambiguous].mean() >= MIN_EXPLAINED:
+            break
+    else:
         return series
     permanent = np.zeros(len(series), dtype=np.bool_) if series.gap is None else series.gap.copy()
     permanent[[0, -1]] = True
@@ -83,14 +91,20 @@ def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
     return replace(series.at(keep), t_ns=aligned_ns, slack_ns=uncertainty_ns)
 
 
-def _number_updates(t_ns: Floats, slack_ns: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return (tick number of each update, whether it can be only that tick); step 1 of the module's derivation."""
-    # Start with the median interval where polls are fine, else with the mean of the single ones: under coarse polls
-    # every interval is a multiple of the poll, so their mean is right and their median is not.
+def _first_period(t_ns: Floats, slack_ns: Floats) -> float:
+    """Return an estimate of the period: the median interval where polls are fine, else the mean of the single ones.
+
+    Under coarse polls all intervals are multiples of the poll, so their mean is right and their median is not.
+    """
     intervals_ns = np.diff(t_ns[:START_UPDATES])
-    period_ns = float(np.median(intervals_ns))
-    if float(np.median(slack_ns[:START_UPDATES])) >= period_ns * FINE_POLLS:
-        period_ns = float(np.mean(intervals_ns[intervals_ns < MAX_SINGLE_INTERVAL * np.mean(intervals_ns)]))
+    median_ns = float(np.median(intervals_ns))
+    if float(np.median(slack_ns[:START_UPDATES])) < median_ns * FINE_POLLS:
+        return median_ns
+    return float(np.mean(intervals_ns[intervals_ns < MAX_SINGLE_INTERVAL * np.mean(intervals_ns)]))
+
+
+def _number_updates(t_ns: Floats, slack_ns: Floats, period_ns: float) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return (tick number of each update, whether it can be only that tick); step 1 of the module's derivation."""
     tick_ns, tick = float(t_ns[0]), 0
     ticks, unambiguous = [0], [True]
     for update_ns, uncertainty_ns in zip(t_ns[1:].tolist(), slack_ns[1:].tolist(), strict=True):
@@ -104,7 +118,10 @@ def _number_updates(t_ns: Floats, slack_ns: Floats) -> tuple[Floats, NDArray[np.
             tick_ns += pull_ns
             period_ns += PERIOD_GAIN * pull_ns / (tick + PERIOD_PRIOR_TICKS)
         ticks.append(tick)
-    return np.array(ticks, dtype=np.float64), np.array(unambiguous)
+    numbers = np.array(ticks, dtype=np.float64)
+    twice = np.diff(numbers) == 0  # a tick has one update: which of the two it is, is not known
+    alone = np.concatenate(([True], ~twice)) & np.concatenate((~twice, [True]))
+    return numbers, np.array(unambiguous) & alone
 
 
 def _fit_line(ticks: Floats, t_ns: Floats, slack_ns: Floats) -> Floats:

@@ -77,3 +77,26 @@ def test_the_ends_and_the_points_after_a_gap_always_stay() -> None:
     assert found.gap is not None and found.gap.sum() == 1
     assert {0, 80_000, 199_000} <= set(found.mj)
     assert found.mj[found.gap].tolist() == [80_000]
+
+
+def test_any_minute_of_a_counter_polled_every_618_of_its_period_shows_its_clock() -> None:
+    rng = np.random.default_rng(1)
+    polls_ms = np.cumsum(61.8 + rng.exponential(0.2, 9000) + 50 * (rng.random(9000) < 0.01))
+    shown = (polls_ms // 100).astype(int)
+    new = np.flatnonzero(np.diff(shown)) + 1
+    before_ns, after_ns = (polls_ms[new - 1] * MS).astype(int), (polls_ms[new] * MS).astype(int)
+    series = EnergySeries("gpu:0", (before_ns + after_ns) // 2, shown[new] * 1000, (after_ns - before_ns) // 2)
+    for start in range(0, len(series) - 550, 50):
+        aligned = align_to_counter_clock(part := series.at(np.arange(start, start + 550)))
+        assert aligned is not part
+        assert np.mean(np.abs(aligned.t_ns - aligned.mj * 100 * MS // 1000) < 5 * MS) > 0.99
+
+
+def test_of_two_updates_on_one_tick_neither_is_believed() -> None:
+    seen, _ = regular(200, 100, slack_ms=20)
+    assert seen.slack_ns is not None
+    t_ns = seen.t_ns.copy()
+    t_ns[101] = t_ns[100] + 30 * MS
+    aligned = align_to_counter_clock(EnergySeries("gpu:0", t_ns, seen.mj, seen.slack_ns))
+    assert len(aligned) == 198 and not np.isin(seen.mj[[100, 101]], aligned.mj).any()
+    assert aligned.total_mj == seen.total_mj
