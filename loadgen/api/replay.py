@@ -19,6 +19,7 @@ from loadgen.errors import LoadgenError
 from loadgen.workload.trace import Trace, TraceRequest
 
 if TYPE_CHECKING:
+    from loadgen.attribution.host_share import ShareHost
     from loadgen.client.word_counts import Count
     from loadgen.record import Endpoint
     from loadgen.run.interrupts import Interruption
@@ -75,7 +76,7 @@ def replay(
     engines: Sequence[str] = (),
     engine_headers: Sequence[str] = (),
     idle_s: float = 2.0,
-    share_host: Literal["time", "tokens"] = "time",
+    share_host: ShareHost = "time",
     pue: float | None = None,
     grid_intensity: float | None = None,
     grid_source: str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.results.factors import boundary_by
+from loadgen.results.factors import basis_of, boundary_by
 from loadgen.results.summary import BoundaryPart
 from loadgen.units import j_from_mj
 
@@ -20,8 +20,7 @@ def bill_boundary(bill: BillSums) -> Boundary:
     """Return what the joules of a bill include, and what follows from them by the stated factors."""
     counter = j_from_mj(bill.counter_mj)
     sources = sorted(bill.sources)
-    simulated = any("simulated" in source for source in sources)
-    basis = "simulated" if simulated else "estimated" if any("estimate" in source for source in sources) else "measured"
+    basis = basis_of(sources)
     note = ", ".join(sources[:_MAX_SOURCES]) + (", ..." if len(sources) > _MAX_SOURCES else "")
     shared_mj = sum(group.idle_mj for group in bill.groups.values())
     idle = j_from_mj(bill.idle_mj + shared_mj)

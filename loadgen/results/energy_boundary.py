@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadgen.attribution.host_share import HostAccounts, ShareHost, share_host_energy, sum_of_hosts
-from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host_domains, scope, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host_domains, scope
 from loadgen.results import metrics
 from loadgen.results.energy_summary import MIN_TIME_COVERAGE, summarize_energy, time_coverage, token_coverage
 from loadgen.results.engine_energy import engine_energies
-from loadgen.results.factors import Factors, boundary_by
+from loadgen.results.factors import Factors, basis_of, boundary_by
 from loadgen.results.summary import BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
 from loadgen.units import NS_PER_S, j_from_mj
 
@@ -31,8 +31,7 @@ def share_host(
     domains = host_domains(result.info.domains)
     if attribution is None or not domains:
         return attribution, None
-    by_domain = series_by_domain(result.energy, domains)
-    series = [by_domain[domain.name] for domain in domains if len(by_domain.get(domain.name, ())) > 1]
+    series = [result.series[domain.name] for domain in domains if len(result.series.get(domain.name, ())) > 1]
     if not series:
         return attribution, None
     share_by: ShareHost = result.info.config.get("share_host") or "time"
@@ -124,10 +123,9 @@ def summarize_boundary(
 
 def domain_energies(result: RunResult, start_ns: int, end_ns: int) -> list[DomainEnergy]:
     """Return the energy of every domain between its updates around [start, end]."""
-    by_domain = series_by_domain(result.energy, result.info.domains)
     energies = []
     for domain in result.info.domains:
-        series = by_domain[domain.name].clip(start_ns, end_ns) if domain.name in by_domain else None
+        series = result.series[domain.name].clip(start_ns, end_ns) if domain.name in result.series else None
         described = DomainEnergy(name=domain.name, source=domain.source, scope=scope(domain), within=domain.within)
         if series is not None and len(series) > 1:
             seconds = float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S
@@ -159,16 +157,8 @@ def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
 
 def _part(part: str, joules: float, domains: Sequence[EnergyDomain]) -> BoundaryPart:
     sources = sorted({domain.source for domain in domains})
-    kinds = {_basis(source) for source in sources}
-    basis = next((kind for kind in ("estimated", "simulated") if kind in kinds), "measured")
     note = f"{', '.join(domain.name for domain in domains)} ({', '.join(sources)})"
-    return BoundaryPart(part=part, basis=basis, joules=joules, note=note)
-
-
-def _basis(source: str) -> str:
-    if source == "estimate":
-        return "estimated"
-    return "simulated" if "simulated" in source else "measured"
+    return BoundaryPart(part=part, basis=basis_of(sources), joules=joules, note=note)
 
 
 def _host_part(host: HostEnergy, domains: Sequence[EnergyDomain]) -> BoundaryPart:
@@ -198,4 +188,4 @@ def _chassis(energy: EnergySummary, counted_joules: float) -> BoundaryPart:
         note = f"{whole.name} counted {-rest:,.0f} J less than the parts: it does not contain them"
         return BoundaryPart(part=name, basis="not included", note=note)
     note = f"{whole.name} ({whole.source}) less the rows above"
-    return BoundaryPart(part=name, basis=_basis(whole.source), joules=rest, note=note)
+    return BoundaryPart(part=name, basis=basis_of([whole.source]), joules=rest, note=note)

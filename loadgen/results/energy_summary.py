@@ -12,7 +12,7 @@ import numpy as np
 from loadgen.attribution.fit_quality import held_out_r_squared
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.meter import LEFT_OUT
-from loadgen.energy.series import EnergySeries, accelerators, series_by_domain
+from loadgen.energy.series import EnergySeries, accelerators
 from loadgen.results import metrics
 from loadgen.results.fit_notes import explains_nothing, fit_notes
 from loadgen.results.summary import CacheEnergy, Distribution, EnergySummary, SteadyState
@@ -60,8 +60,7 @@ def outermost_series(result: RunResult) -> list[EnergySeries]:
     """Return the series whose joules add up to the run's: the GPUs', or without a GPU those of the domains that lie
     within no other."""
     outer = {domain.name for domain in accelerators(result.info.domains)}
-    by_domain = series_by_domain(result.energy, result.info.domains)
-    return [series for name, series in sorted(by_domain.items()) if name in outer and len(series) > 1]
+    return [series for name, series in sorted(result.series.items()) if name in outer and len(series) > 1]
 
 
 def aligned_series(result: RunResult) -> list[EnergySeries]:

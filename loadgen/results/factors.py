@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -52,6 +52,12 @@ def factors_of(**stated: Any) -> Factors:
     except msgspec.ValidationError as err:
         problem, _, path = str(err).partition(" - at `$.")
         raise LoadgenError(f"{path.rstrip('`')}: {problem}" if path else problem) from err
+
+
+def basis_of(sources: Iterable[str]) -> str:
+    """Return the basis of joules of these sources: that of the one that says least about what was used."""
+    words = " ".join(sources)
+    return "simulated" if "simulated" in words else "estimated" if "estimate" in words else "measured"
 
 
 def boundary_by(factors: Factors, parts: Sequence[BoundaryPart], output_tokens: int) -> Boundary:

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -18,7 +19,7 @@ import msgspec
 
 from loadgen.clock import Anchor
 from loadgen.energy.named_engine import NamedEngine
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, series_by_domain
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing, write_atomic
 from loadgen.record import Kind, RequestRecord
@@ -122,6 +123,11 @@ class RunResult:
     def shares(self) -> dict[int, RequestEnergy]:
         """Return the energy of each request by its index; empty without energy, or before `analyse_run`."""
         return {share.index: share for share in self.attribution.requests} if self.attribution else {}
+
+    @cached_property
+    def series(self) -> dict[str, EnergySeries]:
+        """Energy over time of each domain that gave any."""
+        return series_by_domain(self.energy, self.info.domains)
 
 
 # ---------------------------------------------------------------- writing

@@ -7,7 +7,11 @@ import msgspec
 import pytest
 
 from loadgen.attribution.host_share import SHARE_HOST
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.series import EnergyDomain, EnergySample, series_by_domain
+from loadgen.results import run_folder
+from loadgen.results.bill import BillSums
+from loadgen.results.bill_boundary import bill_boundary
+from loadgen.results.energy_boundary import boundary_of
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Boundary, EnergySummary
@@ -53,6 +57,25 @@ def bases(boundary: Boundary | None) -> dict[str, str]:
 def joules(boundary: Boundary | None) -> dict[str, float | None]:
     assert boundary is not None
     return {part.part: part.joules for part in boundary.parts}
+
+
+@pytest.mark.parametrize(
+    ("sources", "basis"),
+    [
+        (["nvml-counter", "rapl"], "measured"),
+        (["nvml-counter", "estimate"], "estimated"),
+        (["simulated", "nvml-counter"], "simulated"),
+        (["estimate", "simulated rapl"], "simulated"),
+    ],
+)
+def test_a_run_and_a_bill_have_one_word_for_mixed_sources(sources: list[str], basis: str) -> None:
+    names = [f"gpu:{number}" for number in range(len(sources))]
+    run = run_with([])
+    domains = [EnergyDomain(name=name, source=source) for name, source in zip(names, sources, strict=True)]
+    run = replace(run, info=msgspec.structs.replace(run.info, domains=domains))
+    bill = BillSums((), {}, sources={f"{name} ({source})" for name, source in zip(names, sources, strict=True)})
+    words = [bases(boundary)["accelerator"] for boundary in (boundary_of(run, energy_of(run)), bill_boundary(bill))]
+    assert words == [basis, basis]
 
 
 @pytest.mark.parametrize("share_by", SHARE_HOST)
@@ -159,3 +182,15 @@ def test_a_run_without_a_gpu_has_its_joules_in_the_host() -> None:
     assert energy.host is None
     assert bases(energy.boundary)["accelerator"] == "not included"
     assert joules(energy.boundary)["host"] == energy.measured_joules
+
+
+def test_the_samples_of_a_run_become_series_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(samples: Any, domains: Any) -> Any:
+        calls.append(len(samples))
+        return series_by_domain(samples, domains)
+
+    monkeypatch.setattr(run_folder, "series_by_domain", counted)
+    run = run_with(HOST)
+    assert calls == [len(run.energy)]
