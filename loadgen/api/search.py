@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.api.in_thread import awaited, wait_for, with_parameters_of
+from loadgen.api.plain_options import plain_number, plain_options
 from loadgen.api.record_search import folder_of, record_search
-from loadgen.api.replay import plain_number, plain_options
 from loadgen.api.search_folder import Search
 from loadgen.errors import LoadgenError
 

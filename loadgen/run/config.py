@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import msgspec
 
-from loadgen.attribution.host_share import ShareHost
 from loadgen.client.client import Client
 from loadgen.client.redact import clean_sources, clean_url, redact, redact_command, secrets_of
 from loadgen.client.request_body import MessageMaker, message_maker
@@ -79,7 +78,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Engines behind the server, as --engine names them: an entry of their own in run.json."""
     engine_headers: Annotated[tuple[str, ...], Recorded(list, omit_none=True)] = ()
     """Response headers that name the engines which served a request."""
-    share_host: ShareHost = "time"
+    share_host: Literal["time", "tokens"] = "time"
     """The way in which the host's energy is shared among the requests, where a meter counts it beside the GPUs'."""
     pue: Annotated[Pue | None, Recorded(_plain, omit_none=True)] = None
     """Facility power over IT power."""

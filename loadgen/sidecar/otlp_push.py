@@ -10,9 +10,9 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -51,22 +51,33 @@ def resource(environment: Mapping[str, str], port: int) -> dict[str, str]:
     return resource_attributes(own, environment)
 
 
-class _Push:
+Send: TypeAlias = "Callable[[bytes], Awaitable[Answer]]"
+"""Sends one message, and counts how that ended."""
+
+
+class Push:
     """Sends a signal to a collector from time to time."""
 
-    signal: Signal
-
-    def __init__(self, collector: Collector, resource: Mapping[str, str], counts: PushCounts, period_s: float) -> None:
-        self._collector, self._resource, self._counts, self._period_s = collector, resource, counts, period_s
+    def __init__(
+        self,
+        signal: Signal,
+        collector: Collector,
+        counts: PushCounts,
+        period_s: float,
+        send_all: Callable[[Send], Awaitable[None]],
+    ) -> None:
+        """send_all: sends what there is to send."""
+        self._signal, self._collector, self._counts, self._period_s = signal, collector, counts, period_s
+        self._send_all = send_all
         self._failures = 0
         """Failures in a row."""
         self._wait_s = 0.0
         """Pause that the collector asked for."""
-        counts.exports.update({(self.signal, outcome): 0 for outcome in ("sent", "rejected", "failed")})
+        counts.exports.update({(signal, outcome): 0 for outcome in ("sent", "rejected", "failed")})
 
     async def push(self) -> None:
         """Send what there is to send."""
-        raise NotImplementedError
+        await self._send_all(self._send)
 
     @property
     def pause_s(self) -> float:
@@ -92,48 +103,40 @@ class _Push:
     async def _send(self, message: bytes) -> Answer:
         answer = await self._collector.send(message)
         outcome = "failed" if answer.problem else "rejected" if answer.rejected else "sent"
-        self._counts.exports[self.signal, outcome] += 1
+        self._counts.exports[self._signal, outcome] += 1
         if answer.problem and not self._failures:
-            state = {"signal": self.signal, "url": self._collector.public_url, "problem": answer.problem}
+            state = {"signal": self._signal, "url": self._collector.public_url, "problem": answer.problem}
             _log.warning(
                 "OTLP %(signal)s to %(url)s: %(problem)s; loadgen_otlp_exports_total counts further failures", state
             )
         elif self._failures and not answer.problem:
-            _log.warning("OTLP %(signal)s: the collector answers again", {"signal": self.signal})
+            _log.warning("OTLP %(signal)s: the collector answers again", {"signal": self._signal})
         self._failures = self._failures + 1 if answer.problem else 0
         self._wait_s = answer.pause_s or 0.0
         return answer
 
 
-class MetricsPush(_Push):
-    """Sends the newest page. A page that is lost is in the next one, because its counters are cumulative."""
+def metrics_push(
+    collector: Collector,
+    resource: Mapping[str, str],
+    counts: PushCounts,
+    period_s: float,
+    latest: Callable[[], Sequence[SidecarPage]],
+) -> Push:
+    """Return the push of the newest page. One that is lost is in the next, because its counters are cumulative."""
+    start_ns = anchor().wall_ns
 
-    signal = "metrics"
+    async def send_page(send: Send) -> None:
+        await send(await asyncio.to_thread(encode_metrics, latest(), resource, start_ns, anchor().wall_ns))
 
-    def __init__(
-        self,
-        collector: Collector,
-        resource: Mapping[str, str],
-        counts: PushCounts,
-        period_s: float,
-        latest: Callable[[], Sequence[SidecarPage]],
-    ) -> None:
-        super().__init__(collector, resource, counts, period_s)
-        self._latest = latest
-        self._start_unix_ns = anchor().wall_ns
-
-    async def push(self) -> None:
-        start_ns, now_ns = self._start_unix_ns, anchor().wall_ns
-        await self._send(await asyncio.to_thread(encode_metrics, self._latest(), self._resource, start_ns, now_ns))
+    return Push("metrics", collector, counts, period_s, send_page)
 
 
-class SpanPush(_Push):
-    """Sends a span for each settled request, in the request's own trace. The newest of too many are dropped."""
+class WaitingSpans:
+    """Holds a span for each settled request, in the request's own trace. The newest of too many are dropped."""
 
-    signal = "traces"
-
-    def __init__(self, collector: Collector, resource: Mapping[str, str], counts: PushCounts, period_s: float) -> None:
-        super().__init__(collector, resource, counts, period_s)
+    def __init__(self, resource: Mapping[str, str], counts: PushCounts) -> None:
+        self._resource, self._counts = resource, counts
         self._waiting: deque[EnergySpan] = deque()
         counts.spans.update(dict.fromkeys(("sent", "rejected", "dropped"), 0))
 
@@ -146,10 +149,11 @@ class SpanPush(_Push):
         else:
             self._counts.spans["dropped"] += 1
 
-    async def push(self) -> None:
+    async def send_all(self, send: Send) -> None:
+        """Send what waits, until a message fails."""
         while self._waiting:
             batch = list(islice(self._waiting, BATCH))
-            answer = await self._send(await asyncio.to_thread(encode_spans, batch, self._resource))
+            answer = await send(await asyncio.to_thread(encode_spans, batch, self._resource))
             if answer.problem and answer.retry:
                 return
             for _ in batch:
@@ -164,16 +168,15 @@ class SpanPush(_Push):
 
 def make_pushes(
     sidecar: Sidecar, endpoints: Mapping[Signal, Endpoint], environment: Mapping[str, str], port: int
-) -> list[MetricsPush | SpanPush]:
+) -> list[Push]:
     """Return the pushes to these endpoints, in a running event loop, and let settled requests reach them."""
-    attributes, pushes = resource(environment, port), list[MetricsPush | SpanPush]()
+    attributes, counts, pushes = resource(environment, port), sidecar.pushes, list[Push]()
     if metrics := endpoints.get("metrics"):
         collector = Collector(metrics, ExportMetricsServiceResponse)
         period_s = sidecar.options.otlp_interval_s
-        pushes.append(MetricsPush(collector, attributes, sidecar.pushes, period_s, lambda: sidecar.pages))
+        pushes.append(metrics_push(collector, attributes, counts, period_s, lambda: sidecar.pages))
     if traces := endpoints.get("traces"):
-        collector = Collector(traces, ExportTraceServiceResponse)
-        spans = SpanPush(collector, attributes, sidecar.pushes, SPANS_PERIOD_S)
+        collector, spans = Collector(traces, ExportTraceServiceResponse), WaitingSpans(attributes, counts)
         sidecar.settlement.on_settled = spans.add
-        pushes.append(spans)
+        pushes.append(Push("traces", collector, counts, SPANS_PERIOD_S, spans.send_all))
     return pushes

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
     from loadgen.energy.named_engine import NamedEngine
     from loadgen.sidecar.options import SidecarOptions
-    from loadgen.sidecar.otlp_push import MetricsPush, SpanPush
+    from loadgen.sidecar.otlp_push import Push
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ async def running_sidecar(
     await runner.setup()
     grpc_server, grpc_port = None, None
     keepers: list[asyncio.Task[None]] = []
-    pushes: list[MetricsPush | SpanPush] = []
+    pushes: list[Push] = []
     try:
         try:
             await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()

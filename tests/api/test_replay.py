@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import loadgen
-from loadgen.api.replay import plain_options
+from loadgen.api.plain_options import plain_options
 from loadgen.cli import main
 from loadgen.servers.launcher import served
 from support.recording_server import RecordingServer

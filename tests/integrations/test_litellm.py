@@ -338,7 +338,7 @@ async def billed_calls(ledger: Path, make: Callable[[str], Any]) -> None:
         assert callback.errors == 0
 
 
-@pytest.mark.skipif(not HAS_LITELLM, reason="needs litellm")
+@pytest.mark.skipif(not HAS_LITELLM, reason="needs LiteLLM: pip install litellm")
 @pytest.mark.filterwarnings("ignore")
 def test_the_joules_of_each_call_are_the_ledgers_and_their_sums_by_team_are_the_bills(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -406,7 +406,9 @@ def test_the_callback_of_a_config_is_made_once_when_it_is_used(module: Any) -> N
         _ = module.no_such_name
 
 
-@pytest.mark.skipif(HAS_LITELLM, reason="LiteLLM is installed")
-def test_without_litellm_the_module_names_what_to_install() -> None:
+def test_without_litellm_the_module_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("litellm", "litellm.integrations", "litellm.integrations.custom_logger"):
+        monkeypatch.setitem(sys.modules, name, None)  # cannot be imported, even if it is installed
+    monkeypatch.delitem(sys.modules, "loadgen.integrations.litellm", raising=False)
     with pytest.raises(LoadgenError, match=r"^the LiteLLM callback needs the extra 'litellm': .*install.*$"):
         importlib.import_module("loadgen.integrations.litellm")

@@ -14,7 +14,7 @@ from loadgen.errors import LoadgenError
 from loadgen.sidecar import otlp_push
 from loadgen.sidecar.exporter import PushCounts
 from loadgen.sidecar.options import SidecarOptions
-from loadgen.sidecar.otlp_push import MetricsPush, SpanPush, resource
+from loadgen.sidecar.otlp_push import Push, WaitingSpans, metrics_push, resource
 from loadgen.sidecar.server import running_sidecar
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry import otlp_export
@@ -49,19 +49,20 @@ class ScriptedCollector:
         self.closed = True
 
 
-def span_push(*answers: Answer) -> tuple[SpanPush, ScriptedCollector, PushCounts]:
+def push_of_spans(*answers: Answer) -> tuple[WaitingSpans, Push, ScriptedCollector, PushCounts]:
     collector, counts = ScriptedCollector(*answers), PushCounts()
-    return SpanPush(cast("Collector", collector), {}, counts, 2.0), collector, counts
+    waiting = WaitingSpans({}, counts)
+    return waiting, Push("traces", cast("Collector", collector), counts, 2.0, waiting.send_all), collector, counts
 
 
-def metrics_push(*answers: Answer, period_s: float = 10.0) -> tuple[MetricsPush, ScriptedCollector, PushCounts]:
+def push_of_pages(*answers: Answer) -> tuple[Push, ScriptedCollector, PushCounts]:
     collector, counts = ScriptedCollector(*answers), PushCounts()
-    return MetricsPush(cast("Collector", collector), {}, counts, period_s, lambda: [page()]), collector, counts
+    return metrics_push(cast("Collector", collector), {}, counts, 10.0, lambda: [page()]), collector, counts
 
 
-def add(push: SpanPush, number: int) -> None:
+def add(waiting: WaitingSpans, number: int) -> None:
     for k in range(number):
-        push.add(SETTLED, TRACE, k.to_bytes(8, "big"))
+        waiting.add(SETTLED, TRACE, k.to_bytes(8, "big"))
 
 
 def parents(collector: ScriptedCollector) -> list[int]:
@@ -72,7 +73,7 @@ def parents(collector: ScriptedCollector) -> list[int]:
     ]  # fmt: skip
 
 
-def pushed(push: MetricsPush | SpanPush, times: int = 1) -> list[float]:
+def pushed(push: Push, times: int = 1) -> list[float]:
     """Push some times; return the pauses after each."""
     pauses = []
     for _ in range(times):
@@ -82,8 +83,8 @@ def pushed(push: MetricsPush | SpanPush, times: int = 1) -> list[float]:
 
 
 def test_what_a_collector_refuses_for_now_is_sent_again_and_counted_once() -> None:
-    push, collector, counts = span_push(AWAY, AWAY)
-    add(push, 3)
+    waiting, push, collector, counts = push_of_spans(AWAY, AWAY)
+    add(waiting, 3)
     pushed(push, 4)
     assert parents(collector) == 3 * [0, 1, 2]
     assert counts.spans == {"sent": 3, "rejected": 0, "dropped": 0}
@@ -91,17 +92,17 @@ def test_what_a_collector_refuses_for_now_is_sent_again_and_counted_once() -> No
 
 
 def test_what_a_collector_refuses_for_good_is_dropped() -> None:
-    push, collector, counts = span_push(REFUSED)
-    add(push, 3)
+    waiting, push, collector, counts = push_of_spans(REFUSED)
+    add(waiting, 3)
     pushed(push, 2)
     assert len(collector.sent) == 1 and counts.spans == {"sent": 0, "rejected": 0, "dropped": 3}
 
 
 def test_spans_that_a_collector_takes_in_part_are_counted_apart() -> None:
-    push, _, counts = span_push(Answer(rejected=2), Answer(rejected=10**9))
-    add(push, 3)
+    waiting, push, _, counts = push_of_spans(Answer(rejected=2), Answer(rejected=10**9))
+    add(waiting, 3)
     pushed(push)
-    add(push, 3)
+    add(waiting, 3)
     pushed(push)
     assert counts.spans == {"sent": 1, "rejected": 5, "dropped": 0}
     assert counts.exports["traces", "rejected"] == 2
@@ -109,8 +110,8 @@ def test_spans_that_a_collector_takes_in_part_are_counted_apart() -> None:
 
 def test_spans_are_sent_in_batches_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp_push, "BATCH", 4)
-    push, collector, counts = span_push()
-    add(push, 10)
+    waiting, push, collector, counts = push_of_spans()
+    add(waiting, 10)
     pushed(push)
     assert parents(collector) == list(range(10)) and len(collector.sent) == 3
     assert counts.spans["sent"] == 10
@@ -118,9 +119,9 @@ def test_spans_are_sent_in_batches_and_in_order(monkeypatch: pytest.MonkeyPatch)
 
 def test_no_more_spans_wait_than_fit_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp_push, "MAX_WAITING", 5)
-    push, collector, counts = span_push(*20 * [AWAY])
+    waiting, push, collector, counts = push_of_spans(*20 * [AWAY])
     for _ in range(20):
-        add(push, 3)
+        add(waiting, 3)
         pushed(push)
     pushed(push)
     assert counts.spans == {"sent": 5, "rejected": 0, "dropped": 55}
@@ -128,9 +129,9 @@ def test_no_more_spans_wait_than_fit_and_the_rest_is_counted(monkeypatch: pytest
 
 
 def test_a_request_without_known_energy_or_trace_has_no_span() -> None:
-    push, collector, counts = span_push()
-    push.add(changed(SETTLED, whole=False), TRACE, ENGINE)
-    push.add(SETTLED, b"", b"")
+    waiting, push, collector, counts = push_of_spans()
+    waiting.add(changed(SETTLED, whole=False), TRACE, ENGINE)
+    waiting.add(SETTLED, b"", b"")
     pushed(push)
     assert collector.sent == [] and counts.spans["dropped"] == 0
 
@@ -145,13 +146,13 @@ def test_a_request_without_known_energy_or_trace_has_no_span() -> None:
     ],
 )
 def test_pauses_grow_while_a_collector_does_not_answer(answers: list[Answer], pauses: Sequence[float]) -> None:
-    push, _, counts = metrics_push(*answers)
+    push, _, counts = push_of_pages(*answers)
     assert pushed(push, len(pauses)) == list(pauses)
     assert counts.exports["metrics", "failed"] == len(answers)
 
 
 def test_a_page_that_was_lost_is_in_the_next_because_all_count_from_the_same_start() -> None:
-    push, collector, _ = metrics_push(AWAY)
+    push, collector, _ = push_of_pages(AWAY)
     pushed(push, 2)
     starts = {
         point.start_time_unix_nano
@@ -163,7 +164,7 @@ def test_a_page_that_was_lost_is_in_the_next_because_all_count_from_the_same_sta
 
 
 def test_a_failure_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
-    push, _, _ = metrics_push(AWAY, AWAY, AWAY)
+    push, _, _ = push_of_pages(AWAY, AWAY, AWAY)
     with caplog.at_level(logging.INFO):
         pushed(push, 5)
     assert [record.getMessage() for record in caplog.records] == [
@@ -175,7 +176,7 @@ def test_a_failure_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogC
 
 @pytest.mark.parametrize(("answers", "messages"), [([], 2), ([AWAY], 1)])
 def test_the_last_push_is_left_out_where_the_one_before_failed(answers: list[Answer], messages: int) -> None:
-    push, collector, _ = metrics_push(*answers)
+    push, collector, _ = push_of_pages(*answers)
     pushed(push)
     asyncio.run(push.close())
     assert len(collector.sent) == messages and collector.closed
@@ -183,7 +184,7 @@ def test_the_last_push_is_left_out_where_the_one_before_failed(answers: list[Ans
 
 def test_the_end_does_not_wait_for_a_collector_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp_push, "LAST_S", 0.01)
-    push, collector, _ = metrics_push()
+    push, collector, _ = push_of_pages()
 
     async def forever(message: bytes) -> Answer:
         await asyncio.sleep(3600)
