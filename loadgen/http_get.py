@@ -1,21 +1,29 @@
-"""Small blocking HTTP requests with limits on time and size."""
+"""Small blocking HTTP requests with limits on time and size.
+
+Connections and exceptions are those of http.client, whose parser makes an e-mail message of every head: that costs more
+than the rest of a read. Pages are read several times a second, and a head says nothing that is needed but its status
+and where the body ends.
+"""
 
 from __future__ import annotations
 
 import base64
 import http.client
 import io
-import socket
+import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError, NoAnswerError
 
 if TYPE_CHECKING:
+    import socket
+
     from _typeshed import WriteableBuffer
 
 TIMEOUT_S = 2.0
@@ -24,6 +32,18 @@ MAX_WAITS = 10
 """A whole response may take as many times as long."""
 MAX_BODY_BYTES = 8 << 20
 _PART_BYTES = 1 << 16
+MAX_LINE_BYTES = 1 << 16
+MAX_LINES = 100
+"""Limit of the lines of a head or of trailers, and of interim responses."""
+
+_TARGET = re.compile(r"/[!-~]*")
+_FIELD = re.compile(r"[!-9;-~]+: [\t -~\xa0-\xff]*")
+_STATUS = re.compile(rb"HTTP/1\.([01]) +([1-5][0-9][0-9])\b")
+_FRAMING = re.compile(
+    rb"^(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE
+)
+_LENGTH = re.compile(rb"[0-9]{1,18}[ \t]*")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
 
 
 REQUEST_ERRORS = (OSError, http.client.HTTPException)
@@ -34,41 +54,40 @@ class HttpResponse(NamedTuple):
     """One response, and when its request was sent and its head received."""
 
     status: int
-    headers: http.client.HTTPMessage
+    fields: bytes
+    """The fields of its head, as they came."""
     body: bytes
     sent_ns: int
     received_ns: int
+
+    @property
+    def headers(self) -> http.client.HTTPMessage:
+        """The fields by name."""
+        return http.client.parse_headers(io.BytesIO(self.fields))
 
 
 class BodyTooLargeError(http.client.HTTPException):
     """A body that exceeds the client's limit."""
 
 
-class _TimedStream(io.RawIOBase):
+class _Incoming(io.RawIOBase):
     """The bytes that a socket receives until an instant: a server that sends one now and then does not hold the
     caller."""
 
-    def __init__(self, connection: socket.socket, wait_s: float, end_s: float) -> None:
-        """wait_s: limit of each wait. end_s: limit of all, by `monotonic`."""
-        self._connection, self._wait_s, self._end_s = connection, wait_s, end_s
-        self._stream = connection.makefile("rb", buffering=0)  # a socket that is closed meanwhile stays open for it
+    def __init__(self, connection: socket.socket, wait_s: float) -> None:
+        """wait_s: limit of each wait."""
+        self._connection, self._wait_s = connection, wait_s
+        self.end_s = 0.0
+        """Limit of all waits, by `monotonic`."""
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int | None:
-        if (left_s := self._end_s - monotonic()) <= 0:
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if (left_s := self.end_s - monotonic()) <= 0:
             raise TimeoutError
         self._connection.settimeout(min(self._wait_s, left_s))
-        return self._stream.readinto(buffer)
-
-    def makefile(self, _: str) -> io.BufferedReader:
-        """Return the stream as http.client asks a socket for it."""
-        return io.BufferedReader(self)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
+        return self._connection.recv_into(buffer)
 
 
 class HttpClient:
@@ -98,46 +117,138 @@ class HttpClient:
             )
         else:
             self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
-        self._connection.response_class = self._timed_response  # type: ignore[assignment]
-
-    def _timed_response(self, connection: socket.socket, **options: Any) -> http.client.HTTPResponse:
-        end_s = monotonic() + MAX_WAITS * self._timeout_s
-        stream = _TimedStream(connection, self._timeout_s, end_s)
-        return http.client.HTTPResponse(stream, **options)  # type: ignore[arg-type]
+        self._address = parts.netloc.rpartition("@")[2]
+        self._incoming: _Incoming
+        self._file: io.BufferedReader
+        """The bytes that the open connection receives."""
 
     def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
         """Send a request and read its response. Raises REQUEST_ERRORS, BodyTooLargeError among them; the connection is
         then closed, and the next request opens another."""
         try:
+            if not _TARGET.fullmatch(path):
+                raise ValueError
+            length = b"" if body is None else b"Content-Length: %d\r\n" % len(body)
+            request = f"{method} {path} HTTP/1.1\r\n".encode() + self._fields + length + b"\r\n" + (body or b"")
             if self._connection.sock is None:
-                self._connection.connect()
+                self._open()
             self._connection.sock.settimeout(self._timeout_s)
             sent_ns = self._clock()
-            self._connection.request(method, path, body, self._headers)
-            response = self._connection.getresponse()
+            self._connection.sock.sendall(request)
+            self._incoming.end_s = monotonic() + MAX_WAITS * self._timeout_s
+            framing, fields = read_head(self._file)
             received_ns = self._clock()
-            content = self._body(response)
+            content = self._body(framing.parts(self._file))
         except REQUEST_ERRORS:
-            self._connection.close()
+            self.close()
             raise
         except ValueError:
-            self._connection.close()
+            self.close()
             raise http.client.InvalidURL("a host, path or header that cannot be sent") from None  # its text has them
-        return HttpResponse(response.status, response.headers, content, sent_ns, received_ns)
+        if not framing.persistent:
+            self.close()
+        return HttpResponse(framing.status, fields, content, sent_ns, received_ns)
 
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
+    def _open(self) -> None:
+        self._connection.connect()
+        self._incoming = _Incoming(self._connection.sock, self._timeout_s)
+        self._file = io.BufferedReader(self._incoming)
+
+    @cached_property
+    def _fields(self) -> bytes:
+        """Return the fields that all requests have. Raises ValueError when they cannot be sent."""
+        fields = {"Host": self._address.encode("idna").decode(), "Accept-Encoding": "identity", **self._headers}
+        lines = [f"{name}: {value}" for name, value in fields.items()]
+        if not all(map(_FIELD.fullmatch, lines)):
+            raise ValueError
+        return "\r\n".join((*lines, "")).encode("latin-1")
+
+    def _body(self, parts: Iterator[bytes]) -> bytes:
         """Read a body within the limit of its size."""
         body = bytearray()
-        while part := response.read1(_PART_BYTES):
+        for part in parts:
             body += part
             if len(body) > self._max_body_bytes:
                 raise BodyTooLargeError(f"more than {self._max_body_bytes >> 20} MiB")
-        response.close()  # else a connection is not kept whose last body has a length
         return bytes(body)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
+
+
+class Framing(NamedTuple):
+    """The status of a response, and where its body ends (RFC 9112, 6.3)."""
+
+    status: int
+    chunked: bool
+    length: int | None
+    """Is None when the body is chunked, or ends with the connection."""
+    persistent: bool
+    """True if the connection can be used for another request."""
+
+    def parts(self, file: io.BufferedReader) -> Iterator[bytes]:
+        """Read the body."""
+        if not self.chunked:
+            yield from _read(file, self.length)
+            return
+        while True:
+            size = _SIZE.match(line := file.readline(MAX_LINE_BYTES))
+            if size is None:
+                raise http.client.HTTPException(f"a chunk's size {line[:40]!r}")
+            if (length := int(size[1], 16)) == 0:
+                break
+            yield from _read(file, length)
+            if file.readline(3) not in (b"\r\n", b"\n"):
+                raise http.client.HTTPException("a chunk longer than its size")
+        _read_lines(file)
+
+
+def read_head(file: io.BufferedReader) -> tuple[Framing, bytes]:
+    """Read the head of a response; return its framing, and its fields as they came. Interim responses are skipped."""
+    for _ in range(MAX_LINES):
+        if not (line := file.readline(MAX_LINE_BYTES)):
+            raise http.client.RemoteDisconnected("the server closed the connection without a response")
+        status_line = _STATUS.match(line)
+        if status_line is None:
+            raise http.client.BadStatusLine(repr(line[:60]))
+        fields, status = _read_lines(file), int(status_line[2])
+        if status >= 200:
+            framing = {name.lower(): value for name, value in _FRAMING.findall(fields)}
+            length = None
+            chunked = b"chunked" in framing.get(b"transfer-encoding", b"").lower()
+            if status in (204, 304):
+                length = 0
+            elif not chunked and b"content-length" in framing:
+                if not _LENGTH.fullmatch(framing[b"content-length"]):
+                    raise http.client.HTTPException(f"content-length {framing[b'content-length'][:40]!r}")
+                length = int(framing[b"content-length"])
+            ends = chunked or length is not None
+            persistent = ends and status_line[1] == b"1" and b"close" not in framing.get(b"connection", b"").lower()
+            return Framing(status, chunked, length, persistent), fields
+    raise http.client.HTTPException("interim responses without an end")
+
+
+def _read_lines(file: io.BufferedReader) -> bytes:
+    """Read lines up to an empty one."""
+    lines: list[bytes] = []
+    while not lines or lines[-1] not in (b"\r\n", b"\n"):
+        lines.append(file.readline(MAX_LINE_BYTES))
+        if not lines[-1].endswith(b"\n") or len(lines) > MAX_LINES:
+            raise http.client.HTTPException("a head without an end")
+    return b"".join(lines)
+
+
+def _read(file: io.BufferedReader, length: int | None) -> Iterator[bytes]:
+    """Read so many bytes as they come; None: up to the end of the connection."""
+    while length is None or length > 0:
+        part = file.read1(_PART_BYTES if length is None else min(length, _PART_BYTES))
+        if not part:
+            if length is not None:
+                raise http.client.IncompleteRead(part, length)
+            return
+        yield part
+        length = None if length is None else length - len(part)
 
 
 def http_get(
@@ -151,7 +262,7 @@ def http_get(
     parts = urlsplit(url)
     client = HttpClient(parts, headers=headers, timeout_s=timeout_s, max_body_bytes=max_body_bytes)
     try:
-        return client.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""))
+        return client.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
     finally:
         client.close()
 

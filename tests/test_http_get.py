@@ -30,8 +30,6 @@ def serving(*responses: bytes) -> Iterator[tuple[str, list[bytes]]]:
             connection.settimeout(10)
             with connection:
                 while remaining and (request := connection.recv(65536)):
-                    if request.startswith(b"POST") and request.endswith(b"\r\n\r\n"):  # the body is sent separately
-                        request += connection.recv(65536)
                     requests.append(request)
                     if not (response := remaining.pop(0)):
                         break
@@ -46,6 +44,25 @@ def serving(*responses: bytes) -> Iterator[tuple[str, list[bytes]]]:
         listener.close()
 
 
+@contextmanager
+def closing_after(response: bytes, connections: int = 1) -> Iterator[str]:
+    """Answer one request over each connection, and close it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+
+        def play() -> None:
+            for _ in range(connections):
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(response)
+
+        thread = Thread(target=play)
+        thread.start()
+        yield "http://{}:{}".format(*listener.getsockname())
+        thread.join(10)
+
+
 def page(body: bytes, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:
     return b"HTTP/1.1 " + status + b"\r\n" + fields + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
@@ -57,6 +74,66 @@ def test_a_page_has_status_fields_and_body() -> None:
     assert response.sent_ns <= response.received_ns
     assert requests[0].startswith(b"GET /a/b?since=7 HTTP/1.1\r\n")
     assert b"Authorization: Bearer t\r\n" in requests[0]
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "status", "body"),
+    [
+        (HEAD + b"content-LENGTH:  4 \r\n\r\nfour", 200, b"four"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour\r\nA ;x=y\r\n0123456789\r\n0\r\nT: x\r\n\r\n", 200,
+         b"four0123456789"),
+        (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 99\r\n\r\n0\r\n\r\n", 200, b""),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + page(b"four"), 200, b"four"),
+        (b"HTTP/1.1 204\r\n\r\n", 204, b""),
+        (b"HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 2\r\n\r\nno", 302, b"no"),
+        (b"HTTP/1.1 500 \r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n", 500, b""),
+        (b"HTTP/1.1 200 OK\nContent-Length: 4\n\nfour", 200, b"four"),
+    ],
+)  # fmt: skip
+def test_a_body_ends_where_its_head_says_and_the_connection_is_kept(response: bytes, status: int, body: bytes) -> None:
+    with serving(response, page(b"next")) as (url, requests):
+        client = HttpClient(urlsplit(url))
+        first = client.request("GET", "/")
+        assert (first.status, first.body, client.request("GET", "/").body) == (status, body, b"next")
+        client.close()
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    "response",
+    [HEAD + b"\r\nfour", b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nfour",
+     HEAD + b"Connection: close\r\nContent-Length: 4\r\n\r\nfour"],
+)  # fmt: skip
+def test_a_body_may_end_with_its_connection_and_the_next_request_opens_another(response: bytes) -> None:
+    with closing_after(response, connections=2) as url:
+        client = HttpClient(urlsplit(url))
+        assert [client.request("GET", "/").body, client.request("GET", "/").body] == [b"four", b"four"]
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"SSH-2.0\r\n",
+        b"HTTP/1.1 200 OK",
+        HEAD + b"Content-Length: 4\r\n",
+        HEAD + b"Content-Length: -4\r\n\r\nfour",
+        HEAD + b"Content-Length: 5\r\n\r\nfour",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nfour\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n-4\r\nfour\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nfour\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n",
+        HEAD + b"X: y\r\n" * 200 + b"\r\n",
+        HEAD + b"X: " + b"y" * (1 << 17) + b"\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 200,
+    ],
+)
+def test_what_breaks_off_or_is_no_response_is_an_error(response: bytes) -> None:
+    with closing_after(response) as url, pytest.raises(http.client.HTTPException):
+        http_get(url + "/")
 
 
 def test_a_connection_is_kept_and_a_body_may_be_posted() -> None:
