@@ -43,9 +43,12 @@ SERVER_ADDRESS, SERVER_PORT = "server.address", "server.port"
 TGI_TIMES = ("validation_time", "queue_time", "inference_time", "time_per_token")
 """Names of each attribute, the current convention's first."""
 
-_READ_ATTRIBUTES = frozenset((*REQUEST_ID, *INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S,
-                              *QUEUE_S, *MODEL, *WORKLOAD, *SESSION, SERVER_ADDRESS, SERVER_PORT,
-                              *TGI_TIMES))  # fmt: skip
+_READ_ATTRIBUTES = {
+    **dict.fromkeys((*INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S, *QUEUE_S, *MODEL,
+                     *WORKLOAD, *SESSION, SERVER_ADDRESS, SERVER_PORT, *TGI_TIMES), MAX_TEXT),
+    **dict.fromkeys(REQUEST_ID, MAX_ID),
+}  # fmt: skip
+"""Attributes of a request's span that are read, with the longest text of each."""
 _INSTANCE = ("service.instance.id", "service.name")
 """Attributes of a resource that may name the engine, the surest first."""
 TGI_FIRST_TOKEN = "send_generation"
@@ -145,10 +148,11 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
     first_tokens: dict[bytes, int] = {}
     span_labels: list[SpanLabels] = []
     wanted = source.attributes.union(_INSTANCE) if source else _INSTANCE
-    sent = ((span, resource) for sender in request.resource_spans
+    sent = ((span, resource, names) for sender in request.resource_spans
             for resource in [{pair.key: pair.value for pair in sender.resource.attributes if pair.key in wanted}]
+            for names in [_names_of(resource)]
             for scope in sender.scope_spans for span in scope.spans)  # fmt: skip
-    for span, resource in sent:
+    for span, resource, names in sent:
         name = span.name
         if name in TGI_PARTS and span.kind == SPAN_KIND_INTERNAL:
             dropped["not_a_request"] += 1
@@ -169,7 +173,7 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
             dropped["not_a_request"] += 1
             continue
         try:
-            parsed = _request_span(span, attributes, resource)
+            parsed = _request_span(span, attributes, names)
             spans.append(msgspec.structs.replace(parsed, labels=source.read(span, resource)) if source else parsed)
         except MalformedError:
             dropped["malformed"] += 1
@@ -187,12 +191,11 @@ def _attributes(span: Any) -> dict[str, str | int | float | bool]:
     attributes: dict[str, str | int | float | bool] = {}
     for pair in span.attributes:
         key = pair.key
-        if key in _READ_ATTRIBUTES:
+        if longest := _READ_ATTRIBUTES.get(key):
             value = pair.value
             if (kind := value.WhichOneof("value")) in _SCALARS:
                 scalar = getattr(value, kind)
-                longest = MAX_ID if key in REQUEST_ID else MAX_TEXT
-                attributes[key] = scalar[:longest] if isinstance(scalar, str) else scalar
+                attributes[key] = scalar[:longest] if kind == "string_value" else scalar
     return attributes
 
 
@@ -203,29 +206,34 @@ _REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S, *WORKLOAD))
 """One of these is in the span of a request, or it has vLLM's name or TGI's times."""
 
 
-def _engine_names(span: Any, attributes: Attributes, resource: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the engine. The resource of a client's span is the client."""
-    names: list[str] = []
-    if span.kind != SPAN_KIND_CLIENT:
-        names = [resource[key].string_value for key in _INSTANCE if key in resource and resource[key].string_value]
+def _names_of(resource: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the sender of spans."""
+    names = (resource[key].string_value[:MAX_TEXT] for key in _INSTANCE if key in resource)
+    return tuple(filter(None, names))
+
+
+def _engine_names(client: bool, attributes: Attributes, sender: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the engine. The sender of a client's span is the client."""
+    names = () if client else sender
     address, port = attributes.get(SERVER_ADDRESS), attributes.get(SERVER_PORT)
     if isinstance(address, str) and address:
         host = f"[{address}]" if ":" in address else address
-        names.append(host if port is None else f"{host}:{port}")
-    return tuple(name[:MAX_TEXT] for name in names)
+        names = (*names, (host if port is None else f"{host}:{port}")[:MAX_TEXT])
+    return names
 
 
-def _request_span(span: Any, attributes: Attributes, resource: Mapping[str, Any]) -> RequestSpan:
+def _request_span(span: Any, attributes: Attributes, sender: tuple[str, ...]) -> RequestSpan:
+    """sender: its names, by its resource."""
     start_ns, end_ns = int(span.start_time_unix_nano), int(span.end_time_unix_nano)
     if not 0 < start_ns <= end_ns <= start_ns + MAX_DURATION_NS:
         raise MalformedError("ends before it starts, or a day later")
-    request_id = _text(attributes, REQUEST_ID)
+    request_id, client = _text(attributes, REQUEST_ID), span.kind == SPAN_KIND_CLIENT
     trace_id, span_id = _id(span.trace_id, TRACE_BYTES), _id(span.span_id, SPAN_BYTES)
     own_key = (trace_id + span_id).hex() if trace_id and span_id else f"{start_ns}-{end_ns}"
     request = RequestSpan(
         key=join_key(request_id)[:MAX_TEXT] if request_id else own_key,
         request_id=request_id and request_id[:MAX_TEXT],
-        client=span.kind == SPAN_KIND_CLIENT,
+        client=client,
         start_ns=start_ns,
         prefill_ns=start_ns,
         first_token_ns=None,
@@ -236,7 +244,7 @@ def _request_span(span: Any, attributes: Attributes, resource: Mapping[str, Any]
         model=_text(attributes, MODEL),
         workload=_text(attributes, WORKLOAD),
         session=_text(attributes, SESSION),
-        engine_names=_engine_names(span, attributes, resource),
+        engine_names=_engine_names(client, attributes, sender),
         ok=span.status.code != STATUS_ERROR,
         trace_id=trace_id,
         span_id=span_id,
@@ -247,6 +255,12 @@ def _request_span(span: Any, attributes: Attributes, resource: Mapping[str, Any]
     return _with_latencies(request, attributes)
 
 
+_CHOICE = re.compile(r"^\d+_(?=(chat)?cmpl-)")
+_WHOLE = re.compile(r"chatcmpl-|resp[-_]")
+_PROMPT = re.compile(r"^(?:cmpl|embd|rerank|score)-(.+)-\d+$")
+_ADDRESSES = re.compile(r"^___prefill_addr_.+?___decode_addr_[^_]+_(.+)$")
+
+
 def join_key(request_id: str) -> str:
     """Find the client's X-Request-Id in the engine's id.
 
@@ -254,18 +268,20 @@ def join_key(request_id: str) -> str:
     scores; before that `0_` for the first of several choices. Proxies of its P2pNcclConnector write the addresses of
     both engines before the id.
     """
-    request_id = re.sub(r"^\d+_(?=(chat)?cmpl-)", "", request_id)
-    if whole := re.match(r"chatcmpl-|resp[-_]", request_id):
+    if request_id[:1].isdecimal():
+        request_id = _CHOICE.sub("", request_id)
+    if whole := _WHOLE.match(request_id):  # noqa: SIM108
         request_id = request_id[whole.end() :]
     else:
-        request_id = re.sub(r"^(?:cmpl|embd|rerank|score)-(.+)-\d+$", r"\1", request_id)
-    return re.sub(r"^___prefill_addr_.+?___decode_addr_[^_]+_(.+)$", r"\1", request_id)
+        request_id = _PROMPT.sub(r"\1", request_id)
+    return _ADDRESSES.sub(r"\1", request_id) if request_id.startswith("___") else request_id
 
 
 def _with_latencies(request: RequestSpan, attributes: Attributes) -> RequestSpan:
     """Add the first token and the beginning of the prefill: after the queue, and as long before the first token as it
     took."""
-    first_s, prefill_s, queue_s = (_seconds(attributes, names) for names in (FIRST_TOKEN_S, PREFILL_S, QUEUE_S))
+    first_s, prefill_s = _seconds(attributes, FIRST_TOKEN_S), _seconds(attributes, PREFILL_S)
+    queue_s = _seconds(attributes, QUEUE_S)
     first_ns = None if first_s is None else min(request.start_ns + round(first_s * NS_PER_S), request.end_ns)
     prefill_ns = request.start_ns + round((queue_s or 0) * NS_PER_S)
     if first_ns is not None and prefill_s is not None:
@@ -303,8 +319,8 @@ def rust_seconds(text: str) -> float | None:
 
 def _first(attributes: Attributes, names: tuple[str, ...]) -> str | int | float | bool | None:
     for name in names:
-        if name in attributes:
-            return attributes[name]
+        if (value := attributes.get(name)) is not None:
+            return value
     return None
 
 
