@@ -88,7 +88,7 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
 
     for owner, name, part in (
         (app.Sidecar, "receive", "spans: decode"),
-        (ledger.Ledger, "add_span", "spans: into the ledger"),
+        (app.Sidecar, "_add_spans", "spans: into ledger and feed"),
         (ledger.Ledger, "watermark", "ledger: watermark"),
         (ledger.Ledger, "_charge", "ledger: commit"),
         (ledger.Ledger, "_fit", "ledger: fit"),
