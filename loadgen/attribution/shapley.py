@@ -143,6 +143,12 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     named_by: dict[str, int] = {}
     """Requests of one of several engines by the evidence that it served them."""
 
+    @property
+    def idle_w(self) -> float | None:
+        """Idle power of all domains together; None where that of one is unknown."""
+        watts = [fitted.idle_w for fitted in self.coefficients]
+        return sum(power or 0.0 for power in watts) if watts and None not in watts else None
+
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is printed."""
         off_mj = energy_imbalance_mj(self.measured_mj, self.attributed_mj, self.idle_mj, self.unattributed_mj)

@@ -153,9 +153,7 @@ def summarize_energy(
     least = min(clipped, key=lambda domain: time_coverage(domain, start_ns, end_ns))
     in_time = time_coverage(least, start_ns, end_ns)
     in_tokens = token_coverage(result)
-    idle = [coefficients.idle_w for coefficients in attribution.coefficients]
-    idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
-    updates = min(len(domain) for domain in clipped)
+    updates, idle_w = min(len(domain) for domain in clipped), attribution.idle_w
     reasons = list(invalid_reasons(result, updates, in_time, in_tokens, idle_w, domain=least.domain))
     reasons += few_placed(result, attribution)
     held_out, at_limit = held_out_r_squared(attribution.fits), at_limit_share(clipped)
@@ -181,7 +179,7 @@ def summarize_energy(
         idle_joules=j_from_mj(attribution.idle_mj),
         unattributed_joules=j_from_mj(attribution.unattributed_mj),
         coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
-        mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
+        mean_watts=j_from_mj(attribution.measured_mj) / duration_s,
         idle_watts=idle_w,
         capped_share=capped_share(clipped),
         at_limit_share=at_limit,

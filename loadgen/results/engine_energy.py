@@ -43,7 +43,7 @@ def engine_energies(result: RunResult, attribution: RunAttribution | None) -> li
 
 
 def _with_accounts(engine: EngineEnergy, attribution: RunAttribution) -> EngineEnergy:
-    accounts, idle = accounts_mj(attribution), [fit.idle_w for fit in attribution.coefficients]
+    accounts = accounts_mj(attribution)
     errors = attribution.sums.get("all")
     return msgspec.structs.replace(
         engine,
@@ -51,6 +51,6 @@ def _with_accounts(engine: EngineEnergy, attribution: RunAttribution) -> EngineE
         measured_joules=j_from_mj(attribution.measured_mj),
         **{f"{name}_joules": j_from_mj(mj) for name, mj in accounts.items()},
         attributed_se_joules=round(errors.attributed_se_joules, 6) if errors else None,
-        idle_watts=None if None in idle else sum(watts or 0.0 for watts in idle),
+        idle_watts=attribution.idle_w,
         held_out_r_squared=held_out_r_squared(attribution.fits),
     )

@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -86,33 +86,25 @@ async def keep_model(sidecar: Sidecar, number: int, model: str | None) -> None:
         pause_s = min(2 * pause_s, LONGEST_ASK_S) if unsure else ASK_S
 
 
-def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
-    """Open the energy source. `auto` beside a simulated engine is its simulated counter.
+def choose_meter(options: SidecarOptions, simulated: Sequence[bool]) -> tuple[EnergyMeter, tuple[NamedEngine, ...]]:
+    """Open the meter of all engines; return it, and the engines with names with the energy sources that were taken.
 
-    Raises LoadgenError when there is nothing to read.
+    simulated: whether each engine says that it is; its source is then its simulated counter, unless another is named.
+    A named engine's own source that does not answer yet is awaited. Raises LoadgenError when there is nothing to read.
     """
-    choice, token = options.energy, options.energy_token
-    if choice == "auto" and simulated:
-        assert options.engine_url is not None
-        choice, token = options.engine_url, None  # the token is for sources that the user names
-    meter, reasons = open_meter(choice, gpus=options.gpus or None, token=token, every_s=options.energy_every_s)
-    if meter is None:
-        raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
-    return meter
-
-
-def choose_fleet_meter(
-    options: SidecarOptions, simulated: Collection[str]
-) -> tuple[EnergyMeter, tuple[NamedEngine, ...]]:
-    """Open one meter of all named engines, of which `simulated` are; return it, and the engines with their energy
-    sources. One that does not answer yet is awaited.
-
-    Raises LoadgenError when there is nothing to read.
-    """
-    meter, reasons, engines = open_fleet_meter(
-        options.engines, options.energy, token=options.energy_token, every_s=options.energy_every_s,
-        simulated=simulated, awaiting=True,
-    )  # fmt: skip
+    engines: tuple[NamedEngine, ...] = ()
+    if options.engines:
+        names = {engine.name for engine, is_simulated in zip(options.engines, simulated, strict=True) if is_simulated}
+        meter, reasons, engines = open_fleet_meter(
+            options.engines, options.energy, token=options.energy_token, every_s=options.energy_every_s,
+            simulated=names, awaiting=True,
+        )  # fmt: skip
+    else:
+        choice, token = options.energy, options.energy_token
+        if choice == "auto" and any(simulated):
+            assert options.engine_url is not None
+            choice, token = options.engine_url, None  # the token is for sources that the user names
+        meter, reasons = open_meter(choice, gpus=options.gpus or None, token=token, every_s=options.energy_every_s)
     if meter is None:
         raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
     return meter, engines
@@ -126,13 +118,8 @@ async def open_sidecar(options: SidecarOptions) -> tuple[Sidecar, list[str | Non
         engine = {"url": url.rpartition("@")[2], "model": model, "simulated": simulated}
         _log.info("engine at %(url)s: model %(model)s, simulated: %(simulated)s", engine)
     models = [model for model, _ in answers] or [None]
-    if options.engines:
-        named = zip(options.engines, answers, strict=True)
-        simulated_engines = {engine.name for engine, (_, simulated) in named if simulated}
-        meter, engines = await asyncio.to_thread(choose_fleet_meter, options, simulated_engines)
-        options = replace(options, engines=engines)
-    else:
-        meter = await asyncio.to_thread(choose_meter, options, any(simulated for _, simulated in answers))
+    meter, engines = await asyncio.to_thread(choose_meter, options, [simulated for _, simulated in answers])
+    options = replace(options, engines=engines)
     try:
         return Sidecar(options, meter, [options.model or model for model in models]), models
     except MeterError as err:
@@ -157,7 +144,6 @@ async def running_sidecar(
     certificate = (options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
     tls = _tls(*certificate) if certificate else None
     sidecar, models = await open_sidecar(options)
-    pollers = [engine.poller for engine in sidecar.engines if engine.poller]
     runner = web.AppRunner(
         sidecar.app(), access_log=None, shutdown_timeout=0.5, keepalive_timeout=IDLE_S, logger=_http_log
     )
@@ -178,8 +164,9 @@ async def running_sidecar(
                 max_body_bytes=MAX_OTLP_BYTES, certificate=certificate,
             )  # fmt: skip
         sidecar.sampler.start()
-        for poller in pollers:
-            poller.start()
+        for engine in sidecar.engines:
+            if engine.poller:
+                engine.poller.start()
         pushes = make_pushes(sidecar, collectors, os.environ, runner.addresses[0][1])
         keeping = [sidecar.keep(), *(keep_model(sidecar, *named) for named in enumerate(models))]
         keepers = [asyncio.create_task(keep) for keep in (*keeping, *(push.keep() for push in pushes))]
@@ -191,17 +178,7 @@ async def running_sidecar(
             raise error
     finally:
         if keepers:
-            sound = not any(map(_error_of, keepers))
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.wait(keepers)
-            await asyncio.to_thread(sidecar.sampler.stop)
-            for poller in pollers:
-                poller.cancel()
-            for poller in pollers:
-                await asyncio.to_thread(poller.stop)
-            if sound:
-                sidecar.tick(last=True)
+            await _stop_keeping(sidecar, keepers)
         await asyncio.to_thread(sidecar.settlement.close)
         await asyncio.gather(*(push.close() for push in pushes))
         if grpc_server:
@@ -209,6 +186,22 @@ async def running_sidecar(
         await runner.cleanup()
         if not sidecar.sampler.hangs:
             sidecar.meter.close()
+
+
+async def _stop_keeping(sidecar: Sidecar, keepers: Sequence[asyncio.Task[None]]) -> None:
+    """Stop the tasks and the threads, and settle what has arrived unless a task ended by an error."""
+    sound = not any(map(_error_of, keepers))
+    for keeper in keepers:
+        keeper.cancel()
+    await asyncio.wait(keepers)
+    await asyncio.to_thread(sidecar.sampler.stop)
+    pollers = [engine.poller for engine in sidecar.engines if engine.poller]
+    for poller in pollers:
+        poller.cancel()
+    for poller in pollers:
+        await asyncio.to_thread(poller.stop)
+    if sound:
+        sidecar.tick(last=True)
 
 
 def _error_of(task: asyncio.Task[None]) -> BaseException | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import member_features
+from loadgen.attribution.cost_model import Coefficients, member_features
 from loadgen.attribution.engine_steps import ForeignLoad
 from loadgen.attribution.shapley import (
     Method,
@@ -25,6 +25,9 @@ from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S
 from support.attribution_runs import MS, counter, request, runs, two_steps, with_tail
+
+NO_PRICES = Coefficients(step_j=0, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
+                         idle_w=None, r_squared=None)  # fmt: skip
 
 
 @given(runs())
@@ -267,6 +270,17 @@ def test_what_another_method_leaves_over_is_idle(method: Method, joules: list[fl
     assert [share.joules for share in result.requests] == pytest.approx(joules, abs=0.0011)
     assert (result.measured_mj, result.idle_mj, result.unattributed_mj) == (110_000, idle_mj, 0)
     assert result.attributed_mj == (160_000 if method == "whole-gpu" else 110_000 - idle_mj)
+
+
+@pytest.mark.parametrize(("idle_w", "whole_w"), [([], None), ([5.0], 5.0), ([5.0, 7.0], 12.0), ([5.0, None], None)])
+def test_idle_power_that_is_unknown_of_one_domain_is_unknown_of_all(
+    idle_w: list[float | None], whole_w: float | None
+) -> None:
+    fits = [msgspec.structs.replace(NO_PRICES, idle_w=watts) for watts in idle_w]
+    assert RunAttribution(
+        method="shapley", start_ns=0, end_ns=1, measured_mj=0, idle_mj=0, attributed_mj=0, unattributed_mj=0,
+        requests=[], coefficients=fits,
+    ).idle_w == whole_w  # fmt: skip
 
 
 @pytest.mark.parametrize(("idle_mj", "attributed_mj", "share"), [(401, 600, 0.6), (399, 600, 0.6), (400, 600, 0.601)])

@@ -682,7 +682,7 @@ def test_a_server_that_calls_itself_simulated_gets_no_token(
 
     monkeypatch.setattr(server, "open_meter", open_it)
     with pytest.raises(LoadgenError, match="needs an energy source"):
-        server.choose_meter(SidecarOptions(engine_url="http://e", energy=energy, energy_token="sesame"), True)
+        server.choose_meter(SidecarOptions(engine_url="http://e", energy=energy, energy_token="sesame"), [True])
     assert calls == [opened]
 
 
