@@ -12,7 +12,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from loadgen.results.read_ledger import LedgerFile, ledger_files
 from loadgen.servers.launcher import served
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +125,23 @@ class Prometheus:
         rows = [(row["metric"], float(row["value"][1])) for row in data["result"]]
         return [(labels, value) for labels, value in rows if value == value]
 
+    def samples(self, query: str, at_s: float) -> list[list[tuple[float, float]]]:
+        """Return (Unix time, value) of each sample of each series of a range vector."""
+        data = self.get("/api/v1/query", query=query, time=f"{at_s:.3f}")
+        return [[(t_s, float(value)) for t_s, value in row["values"]] for row in data["result"]]
+
+    def await_growth(self) -> None:
+        """Wait until scrapes from now on have seen energy being attributed."""
+        begin_s = time.time()
+        for _ in range(300):
+            with suppress(urllib.error.URLError):
+                rows = self.samples("loadgen_gpu_energy_joules_total[1m]", time.time())
+                new = [joules for series in rows for t_s, joules in series if t_s > begin_s]
+                if new and new[-1] > new[0]:
+                    return
+            time.sleep(0.2)
+        raise AssertionError("no growing counter was scraped within a minute")
+
     def one(self, query: str, at_s: float) -> float:
         ((_, value),) = self.rows(query, at_s)
         return value
@@ -135,7 +154,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def program(*command: str, ready: str, cwd: Path = ROOT) -> Iterator[None]:
+def program(*command: str, ready: str, cwd: Path = ROOT) -> Iterator[subprocess.Popen[bytes]]:
     """Runs while the block does, once `ready` answers."""
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
@@ -149,7 +168,7 @@ def program(*command: str, ready: str, cwd: Path = ROOT) -> Iterator[None]:
                     time.sleep(0.1)
             else:
                 raise AssertionError(f"{ready} never answered")
-            yield
+            yield process
         finally:
             process.terminate()
             process.communicate(timeout=20)
@@ -198,6 +217,52 @@ def test_panels_and_rules_agree_with_the_summary(tmp_path: Path) -> None:
         _agree(prometheus, summary, time.time())
         _panels_answer(prometheus, time.time())
         _labels_answer(prometheus, time.time())
+
+
+@needs_prometheus
+@pytest.mark.timeout(180)
+def test_prometheus_has_the_ledger_though_it_and_the_sidecar_were_killed(tmp_path: Path) -> None:
+    """Prometheus is killed under load and started again on its data, and then the sidecar on its ledger. Prometheus has
+    of each session of the sidecar what the ledger had at the last scrape of it, and lacks what was committed later."""
+    sidecar, prometheus_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    engine = f"http://127.0.0.1:{free_port()}"
+    watch = [sys.executable, "-m", "loadgen", "sidecar", "--engine-url", engine, "--ledger", str(tmp_path / "ledger"),
+             "--port", sidecar.rsplit(":", 1)[1]]  # fmt: skip
+    scrape = ["prometheus", f"--config.file={_config(tmp_path, sidecar, engine)}",
+              f"--storage.tsdb.path={tmp_path / 'data'}",
+              f"--web.listen-address={prometheus_url.removeprefix('http://')}"]  # fmt: skip
+    load = [sys.executable, "-m", "loadgen", "replay", "traces/chat.jsonl", "--rps", "8", "--duration", "30",
+            "--base-url", engine + "/v1", "--otlp", sidecar, "--out", str(tmp_path / "run"),
+            "--ui", "none"]  # fmt: skip
+    prometheus = Prometheus(prometheus_url)
+    with ExitStack() as stack:
+        serve = [sys.executable, "-m", "loadgen", "serve", "sim", "--port", engine.rsplit(":", 1)[1]]
+        stack.enter_context(program(*serve, ready=engine + "/health"))
+        first_sidecar = stack.enter_context(program(*watch, ready=sidecar + "/healthz"))
+        first_prometheus = stack.enter_context(program(*scrape, ready=prometheus_url + "/-/ready"))
+        replay = stack.enter_context(subprocess.Popen(load, cwd=ROOT, stdout=subprocess.DEVNULL))
+        prometheus.await_growth()
+        first_prometheus.kill()
+        time.sleep(2)
+        stack.enter_context(program(*scrape, ready=prometheus_url + "/-/ready"))
+        prometheus.await_growth()
+        first_sidecar.kill()
+        stack.enter_context(program(*watch, ready=sidecar + "/healthz"))
+        assert replay.wait(90) == 0
+        time.sleep(6)
+        at_s = time.time()
+        samples = {metric: prometheus.samples(f"{metric}[10m]", at_s) for metric in COUNTERS}
+        shown = {metric: prometheus.one(f"sum(increase({metric}[10m]))", at_s) for metric in COUNTERS}
+    sessions = [[batch.period for batch, _ in LedgerFile(path).batches()] for path in ledger_files(tmp_path / "ledger")]
+    [gpu] = samples["loadgen_gpu_energy_joules_total"]
+    assert max(after - before for (before, _), (after, _) in pairwise(gpu)) > 2, "Prometheus was away"
+    [start] = [k for k in range(1, len(gpu)) if gpu[k][1] < gpu[k - 1][1]]
+    for metric, field in COUNTERS.items():
+        [series] = samples[metric]
+        values = [round(1000 * joules) for _, joules in series]
+        ledger = [list(accumulate(getattr(period, field) for period in periods)) for periods in sessions]
+        assert values[0] == 0 and values[start - 1] in ledger[0] and values[-1] in ledger[1]
+        assert shown[metric] == pytest.approx((values[start - 1] + values[-1]) / 1000, rel=0.05), "it extrapolates"
 
 
 def _config(folder: Path, sidecar: str, engine: str) -> Path:
@@ -249,6 +314,13 @@ def test_the_variable_of_labels_offers_those_of_the_user_and_of_requests() -> No
     assert shown == ["engine", "model", "tenant", "workload", "account_id"]
     assert variable["current"]["value"] in shown
 
+
+COUNTERS = {
+    "loadgen_gpu_energy_joules_total": "counter_mj",
+    "loadgen_idle_energy_joules_total": "idle_mj",
+    "loadgen_unattributed_energy_joules_total": "unattributed_mj",
+}
+"""Counters, and the same in a period of the ledger."""
 
 VARIABLES = {
     "$__rate_interval": "2m",

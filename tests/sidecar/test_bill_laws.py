@@ -1,7 +1,8 @@
 """The laws of the bill, whatever happens to spans, engines, meters and sidecars.
 
 Nothing is billed twice, nothing to the wrong tenant or engine, what is not known is unattributed, and each engine's
-energy is conserved at every scrape. A scrape that Prometheus lost changes nothing: all counters are cumulative.
+energy is conserved at every scrape. What Prometheus makes of the scrapes that it did not lose is in
+test_lost_scrapes.py.
 """
 
 import os
@@ -19,7 +20,7 @@ from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.results.bill import bill_of
 from loadgen.results.ledger_lines import SettledRequest
 from loadgen.results.read_ledger import LedgerFile, ledger_files
-from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.ledger import Ledger, Snapshot
 from loadgen.sidecar.settlement import Settlement
 from loadgen.sidecar.span_router import SpanRouter
 from loadgen.sidecar.watched_engine import WatchedEngine
@@ -162,6 +163,8 @@ class Life:
         self.settlement = Settlement(self.engines, self.router, ENGINES, folder=folder)
         self.first_mj: dict[str, int] = {}
         self.newest_mj: dict[str, int] = {}
+        self.snapshots: list[Snapshot] = []
+        """The newest, by engine."""
         self.committed_mj = self.written_mj = (0, 0)
         """By engine: what the newest scrape shows, and what is on disk."""
 
@@ -182,7 +185,7 @@ class Life:
             self.engines[number].ledger.add_span(sent, now_ns, copy=copy)
         for engine in self.engines:
             engine.ledger.commit(now_ns)
-        snapshots = [engine.ledger.snapshot(now_ns) for engine in self.engines]
+        self.snapshots = snapshots = [engine.ledger.snapshot(now_ns) for engine in self.engines]
         committed = []
         for snapshot, gpu in zip(snapshots, GPUS, strict=True):
             [energy_of] = snapshot.domains
