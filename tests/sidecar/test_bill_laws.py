@@ -155,7 +155,7 @@ class Life:
         self.engines = [
             WatchedEngine(
                 Ledger([gpu], lateness=LATENESS, labels=("tenant",), label_values=2, since_ns=ns_from_s(start_s)),
-                [gpu], None, engine.name,
+                [gpu], None, engine,
             )
             for gpu, engine in zip(GPUS, ENGINES, strict=True)
         ]  # fmt: skip

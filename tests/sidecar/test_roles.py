@@ -31,7 +31,7 @@ class Fleet:
         for engine in (P, D):
             domain = EnergyDomain(name=f"gpu:0@{engine.name}", source="simulated")
             ledger = Ledger([domain], lateness=LATENESS, labels=labels, role=engine.role)
-            self.engines.append(WatchedEngine(ledger, [domain], engine.url, engine.name))
+            self.engines.append(WatchedEngine(ledger, [domain], engine.url, engine))
         self.router = SpanRouter([P, D], ns_from_s(LATENESS.blind_s) // 2)
         self.settlement = Settlement(self.engines, self.router, [P, D], folder=folder, wait_s=LATENESS.max_s)
         self.at_s, self.unplaced, self.counter_mj = 0, 0, [0, 0]
