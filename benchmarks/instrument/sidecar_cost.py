@@ -54,7 +54,7 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
     from loadgen.cli import main
     from loadgen.energy.nvml import NvmlMeter
     from loadgen.energy.remote import EnergyFeed
-    from loadgen.sidecar import app, ledger, otlp_push
+    from loadgen.sidecar import app, ledger, otlp_push, settlement
     from loadgen.telemetry.engine_metrics import EnginePoller
 
     spent: Counter[str] = Counter()
@@ -93,7 +93,8 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
         (ledger.Ledger, "_charge", "ledger: commit"),
         (ledger.Ledger, "_fit", "ledger: fit"),
         (ledger.Ledger, "_close", "ledger: close requests"),
-        (ledger.Ledger, "snapshot", "snapshot"),
+        (settlement.Settlement, "take", "settled requests"),
+        (app.Sidecar, "_pages", "snapshot"),
         (app, "text_page", "metrics page"),
     ):
         setattr(owner, name, timed(part, getattr(owner, name)))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.attribution.engine_steps import EngineSteps, with_unknown_prompts
-from loadgen.stats.arrays import Floats, Ints
+from loadgen.stats.arrays import Floats, Ints, in_order
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -184,12 +184,12 @@ def cadence_of(phases: Phases) -> Cadence:
     apart = starts[1:] > reach[:-1]
     ends = reach[np.concatenate((apart, [True]))[: len(reach)]]
     starts = starts[np.concatenate(([True], apart))[: len(starts)]]
-    marks = np.unique(np.concatenate((phases.start_ns[phases.prefilling], phases.end_ns)))
+    marks = in_order(np.concatenate((phases.start_ns[phases.prefilling], phases.end_ns)))
     marks = marks[np.concatenate(([True], np.diff(marks) >= SHORTEST_SLOT_NS))[: len(marks)]]
     before, after = (np.searchsorted(starts, marks + sign * SHORTEST_SLOT_NS, side="right") for sign in (-1, 1))
     ended = np.searchsorted(ends, marks + SHORTEST_SLOT_NS, side="right")
     marks = marks[(before == after) & (after > ended)]  # well within a stretch
-    cadence = Cadence(starts, ends, np.unique(np.concatenate((starts, marks, ends))), float(LONGEST_SLOT_NS))
+    cadence = Cadence(starts, ends, in_order(np.concatenate((starts, marks, ends))), float(LONGEST_SLOT_NS))
     return cadence._replace(step_ns=_plain_step_ns(phases, cadence))
 
 
@@ -228,7 +228,7 @@ def slot_edges(phases: Phases, cadence: Cadence, slot_ns: int) -> tuple[Ints, Fl
         place = np.arange(len(in_stretches))
         kept = apart | ((place - np.maximum.accumulate(np.where(apart, place, 0))) % several == 0)
         in_stretches = in_stretches[kept]
-    edges = np.unique(np.concatenate((between, in_stretches, gap_to[-1:]))).astype(np.int64)
+    edges = in_order(np.concatenate((between, in_stretches, gap_to[-1:])))
     steps = cadence.steps_between(edges[:-1], edges[1:])
     return edges, np.concatenate(([0.0], np.cumsum(np.maximum(steps, 1e-9) * cadence.step_ns)))
 

@@ -39,5 +39,7 @@ class ClockSync:
 
     def unix_ns(self, monotonic_ns: int) -> int:
         """Convert with the offset that was in force at the instant, else with the oldest one."""
-        offsets_ns = (offset_ns for since_ns, offset_ns in reversed(self._offsets) if monotonic_ns >= since_ns)
-        return monotonic_ns + next(offsets_ns, self._offsets[0][1])
+        for since_ns, offset_ns in reversed(self._offsets):
+            if monotonic_ns >= since_ns:
+                return monotonic_ns + offset_ns
+        return monotonic_ns + self._offsets[0][1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from loadgen.sidecar.watermark import SpanTimes, queue_length
+from loadgen.stats.arrays import in_order
 from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
 from loadgen.units import NS_PER_S
 
@@ -84,7 +85,7 @@ def engine_progress(intervals: Intervals, phases: Phases, cadence: Cadence) -> P
     edges_ns = intervals.edges_ns
     spans = union(phases.start_ns, phases.end_ns)
     prefills = cadence.starts_ns, cadence.ends_ns
-    t_ns = np.unique(np.concatenate((edges_ns, *spans, cadence.edges_ns)))
+    t_ns = in_order(np.concatenate((edges_ns, *spans, cadence.edges_ns)))
     middle, length = (t_ns[1:] + t_ns[:-1]) // 2, np.diff(t_ns).astype(np.float64)
     interval = np.searchsorted(edges_ns, middle, side="right") - 1
     inside = (interval >= 0) & (interval < intervals.size)

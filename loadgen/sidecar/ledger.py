@@ -158,7 +158,8 @@ class _Domain:
 
     def pending(self, end_ns: int) -> list[_EnergyPoint]:
         """The newest committed point and those after it, up to `end_ns`."""
-        return [point for point in self.points if self.committed.t_ns <= point.t_ns <= end_ns]
+        newest = takewhile(lambda point: point.t_ns >= self.committed.t_ns, reversed(self.points))
+        return [point for point in newest if point.t_ns <= end_ns][::-1]
 
     def forget(self, before_ns: int) -> None:
         while len(self.points) > 1 and self.points[1].t_ns < min(before_ns, self.committed.t_ns):

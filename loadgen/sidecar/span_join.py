@@ -204,8 +204,8 @@ class SpanJoin:
         identity = identity_of(span)
         places = [(not span.client, place) for place in places_of(span) if place not in self._shared]
         names: list[str | tuple[bool, bytes]] = [span.key, *places]
-        for ended in (self._ended[name] for name in names if name in self._ended):
-            if not _overlap(ended, span):
+        for name in names:
+            if (ended := self._ended.get(name)) is None or not _overlap(ended, span):
                 continue
             if identity in ended.engines or identity == ended.client:
                 return True

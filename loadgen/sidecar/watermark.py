@@ -43,8 +43,10 @@ class SpanTimes(NamedTuple):
 
     @classmethod
     def of(cls, requests: Iterable[RequestSpan]) -> SpanTimes:
-        times = np.array([(request.start_ns, request.end_ns) for request in requests], dtype=np.int64).reshape(-1, 2)
-        return cls(np.sort(times[:, 0]), np.sort(times[:, 1]))
+        spans = list(requests)  # two arrays of numbers take half the time of one of pairs
+        start_ns = np.array([span.start_ns for span in spans], dtype=np.int64)
+        end_ns = np.array([span.end_ns for span in spans], dtype=np.int64)
+        return cls(np.sort(start_ns), np.sort(end_ns))
 
     def covering(self, from_ns: Ints, to_ns: Ints, edge_ns: int = EDGE_NS) -> Ints:
         """int64[k]: number of spans that touch each interval [from, to], give or take edge_ns."""
