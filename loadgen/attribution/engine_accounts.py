@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -26,38 +26,52 @@ class EngineShare(NamedTuple):
     """float64[n]: that it served each request, by row; 0 for those that it is not taken to have served."""
     named_by: dict[str, int]
     """Requests that it served by the evidence."""
+    gpus: int
+    """Number of its GPUs: engines that share theirs have the same."""
     has_idle: bool = True
     """False for all but one of the engines that share GPUs: their idle power is the same."""
 
 
-class Unshared(NamedTuple):
-    """Energy of GPUs that several engines share, which is none of theirs."""
+class SharedGpus(NamedTuple):
+    """GPUs that several engines share: energy that is none of theirs, and the errors of what they used together."""
 
+    gpus: int
+    """Their number, as the engines have it."""
     idle_mj: int
     unattributed_mj: int
+    sums: Mapping[str, SumErrors]
+    """Errors of sums over all of these engines, but for what caches saved."""
 
 
-def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] = ()) -> RunAttribution:
+def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] = ()) -> RunAttribution:
     """Return one attribution of all engines, of which one at least has energy.
 
     A request owes each engine that served it what that engine's law says: all of it is prefill at an engine that only
     computes prompts, and decode at one that only generates. It has no joules where one of these engines, or what it
     used, is not known.
 
-    Errors of different engines are independent, as their counters are. Where it is only likely that an engine served a
+    Errors of engines with GPUs of their own are independent, as their counters are. Those of engines that share GPUs
+    are not: sums of both have the errors of the joint fit. For the joules of rejected tokens, and those that caches
+    saved, it is the bound of any correlation, the sum of the errors. Where it is only likely that an engine served a
     request, with probability p, the standard error grows by sqrt(p (1 - p)) of its joules there: they may be another's.
     """
     roles = [_by_role(share) for share in shares]
     parts = [part for part in roles if part is not None]
     rejected = [part for part in parts if part.rejected_joules is not None]
+    joint = {gpus.gpus: gpus.sums for gpus in shared}
+    by_gpus: dict[int, list[RunAttribution]] = {}
+    for share, part in zip(shares, roles, strict=True):
+        if part is not None:
+            by_gpus.setdefault(share.gpus, []).append(part)
     whole = RunAttribution(
         method=parts[0].method,
         start_ns=parts[0].start_ns,
         end_ns=parts[0].end_ns,
-        measured_mj=sum(part.measured_mj for part in parts) + sum(map(sum, unshared)),
-        idle_mj=sum(part.idle_mj for part in parts) + sum(rest.idle_mj for rest in unshared),
+        measured_mj=sum(part.measured_mj for part in parts)
+        + sum(gpus.idle_mj + gpus.unattributed_mj for gpus in shared),
+        idle_mj=sum(part.idle_mj for part in parts) + sum(gpus.idle_mj for gpus in shared),
         attributed_mj=sum(part.attributed_mj for part in parts),
-        unattributed_mj=sum(part.unattributed_mj for part in parts) + sum(rest.unattributed_mj for rest in unshared),
+        unattributed_mj=sum(part.unattributed_mj for part in parts) + sum(gpus.unattributed_mj for gpus in shared),
         requests=[_summed(row, request.index, shares, roles) for row, request in enumerate(parts[0].requests)],
         coefficients=[
             coefficients if share.has_idle else msgspec.structs.replace(coefficients, idle_w=0.0, idle_se_w=0.0)
@@ -66,9 +80,12 @@ def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] =
             for coefficients in part.coefficients
         ],
         fits=[fit for part in parts for fit in part.fits],
-        sums={name: _summed_errors([part.sums[name] for part in parts]) for name in parts[0].sums},
+        sums={
+            name: _summed_errors([_errors_on(own, joint.get(gpus), name) for gpus, own in by_gpus.items()])
+            for name in parts[0].sums
+        },
         rejected_joules=sum(part.rejected_joules or 0.0 for part in rejected) if rejected else None,
-        rejected_se_joules=_together(part.rejected_se_joules for part in rejected),
+        rejected_se_joules=_together(_at_most(part.rejected_se_joules for part in own) for own in by_gpus.values()),
         engines={share.name: part for share, part in zip(shares, roles, strict=True) if part is not None},
     )
     whole.check()
@@ -131,10 +148,10 @@ def _summed(
     prefill = _known(energy.prefill_joules for energy in energies)
     decode = _known(energy.decode_joules for energy in energies)
     joules = None if prefill is None or decode is None else j_from_mj(mj_from_j(prefill) + mj_from_j(decode))
-    variances = [
-        (at.energy.se_joules or 0.0) ** 2 + at.probability * (1 - at.probability) * (at.energy.joules or 0.0) ** 2
-        for at in served
-        if at.energy is not None
+    # Of engines that share GPUs, each has the error of the request's joules at all of them.
+    by_gpus = {at.engine.gpus: (at.energy.se_joules or 0.0) ** 2 for at in served if at.energy is not None}
+    doubts = [
+        at.probability * (1 - at.probability) * (at.energy.joules or 0.0) ** 2 for at in served if at.energy is not None
     ]
     last = next((at for at in served if at.engine.role != "prefill"), None)
     return RequestEnergy(
@@ -144,7 +161,7 @@ def _summed(
         joules=joules,
         reasoning_joules=last.energy.reasoning_joules if last and last.energy else None,
         tools_joules=last.energy.tools_joules if last and last.energy else None,
-        se_joules=None if joules is None else round(float(np.sqrt(sum(variances))), 6),
+        se_joules=None if joules is None else round(float(np.sqrt(sum(by_gpus.values()) + sum(doubts))), 6),
         saved_joules=_known(energy.saved_joules for energy in energies),
         saved_se_joules=_together(energy.saved_se_joules for energy in energies),
         recomputed_joules=_known(energy.recomputed_joules for energy in energies),
@@ -161,10 +178,28 @@ def _known(values: Iterable[float | None]) -> float | None:
     return round(sum(known), 6) if known else None
 
 
+def _at_most(errors: Iterable[float | None]) -> float | None:
+    """Return the largest standard error that a sum of values can have; None if the error of none is known."""
+    known = [error for error in errors if error is not None]
+    return sum(known) if known else None
+
+
 def _together(errors: Iterable[float | None]) -> float | None:
     """Return the standard error of a sum of independent values; None if the error of none is known."""
     known = [error for error in errors if error is not None]
     return round(float(np.hypot.reduce(known)), 6) if known else None
+
+
+def _errors_on(engines: Sequence[RunAttribution], joint: Mapping[str, SumErrors] | None, name: str) -> SumErrors:
+    """Return the errors of a sum over the engines on some GPUs. joint: those of a joint fit; None for one engine."""
+    own = [engine.sums[name] for engine in engines]
+    if joint is None:
+        return own[0]
+    return msgspec.structs.replace(
+        joint[name],
+        saved_se_joules=_at_most(errors.saved_se_joules for errors in own),
+        recomputed_se_joules=_at_most(errors.recomputed_se_joules for errors in own),
+    )
 
 
 def _summed_errors(errors: Sequence[SumErrors]) -> SumErrors:

@@ -203,6 +203,9 @@ class JointAttribution(msgspec.Struct, frozen=True, kw_only=True):
     engines: list[RunAttribution]
     """One for each engine, of all records. It measures what its own requests used and those of its other clients, which
     are unattributed; its idle energy is 0."""
+    sums: dict[str, SumErrors]
+    """Errors of the sums that the caller named, over all engines, but for what caches saved. One counter and one fit
+    are behind them: what one engine gains another loses."""
 
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved, in each engine too."""
@@ -240,6 +243,7 @@ def attribute_jointly(
             _run_attribution(domains, number, 0, of_engine_mj, records, start_ns, end_ns, sums)
             for number, of_engine_mj in enumerate(of_engines_mj)
         ],
+        sums={name: _joint_errors(domains, rows) for name, rows in (sums or {}).items()},
     )
     result.check()
     return result
@@ -330,15 +334,31 @@ def _rounded(joules: float) -> float | None:
 
 def _sum_errors(accounts: Sequence[_Account], rows: Ints) -> SumErrors:
     """Return the errors of the joules of these requests together, over all domains."""
-    variances = [account.errors.of_sum(rows[account.present[rows]]) for account in accounts]
-    total, prefill, decode = (
-        float(np.sqrt(sum(variance[part] for variance in variances))) for part in ("all", "prefill", "decode")
+    total, prefill, decode = _phase_errors(
+        [account.errors for account in accounts], [rows[account.present[rows]] for account in accounts]
     )
     saved, again = cache_errors_of_sum([account.estimates for account in accounts], rows)
     return SumErrors(
         attributed_se_joules=total, prefill_se_joules=prefill, decode_se_joules=decode,
         saved_se_joules=saved, recomputed_se_joules=again,
     )  # fmt: skip
+
+
+def _joint_errors(domains: Sequence[_Domain], rows: Ints) -> SumErrors:
+    """Return the errors of the joules of these requests at all engines together, over all domains."""
+    errors = [domain.engines[0].errors for domain in domains]  # those of the requests of all engines
+    present = [np.any([own.present[rows] for own in domain.engines], axis=0) for domain in domains]
+    total, prefill, decode = _phase_errors(errors, [rows[own] for own in present])
+    return SumErrors(attributed_se_joules=total, prefill_se_joules=prefill, decode_se_joules=decode)
+
+
+def _phase_errors(errors: Sequence[JoulesErrors], rows: Sequence[Ints]) -> tuple[float, float, float]:
+    """Return the standard errors of the joules of these requests of each domain, of their prefills and decodes."""
+    variances = [own.of_sum(of_domain) for own, of_domain in zip(errors, rows, strict=True)]
+    total, prefill, decode = (
+        float(np.sqrt(sum(variance[part] for variance in variances))) for part in ("all", "prefill", "decode")
+    )
+    return total, prefill, decode
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.attribution.beside_others import SharedSteps, steps_beside_others
 from loadgen.attribution.cached_tokens import with_cached_tokens
-from loadgen.attribution.engine_accounts import EngineShare, Unshared, sum_of_engines
-from loadgen.attribution.shapley import RunAttribution, attribute_energy, attribute_jointly
+from loadgen.attribution.engine_accounts import EngineShare, SharedGpus, sum_of_engines
+from loadgen.attribution.shapley import JointAttribution, RunAttribution, attribute_energy, attribute_jointly
 from loadgen.attribution.side_by_side import side_by_side
 from loadgen.attribution.window_fit import align_phase
 from loadgen.results.energy_summary import aligned_series
@@ -52,15 +52,18 @@ def attribute_engines(
     for part in engine_parts(result):
         groups.setdefault(tuple(sorted(domain.name for domain in part.result.info.domains)), []).append(part)
     shares: list[EngineShare] = []
-    unshared: list[Unshared] = []
+    shared: list[SharedGpus] = []
     series: list[EnergySeries] = []
-    for parts in groups.values():
+    for number, parts in enumerate(groups.values()):
         if len(parts) == 1:
             attribution, own = attribute_engine(parts[0].result, start_ns, end_ns, sums)
             attributions: Sequence[RunAttribution | None] = [attribution]
         else:
-            attributions, rest, own = _attribute_jointly(result, parts, start_ns, end_ns, sums)
-            unshared += rest
+            attributions, own = [], []
+            if joint := _attribute_jointly(result, parts, start_ns, end_ns, sums):
+                of_all, own = joint
+                attributions = of_all.engines
+                shared.append(SharedGpus(number, of_all.idle_mj, of_all.unattributed_mj, of_all.sums))
         shares += [
             EngineShare(
                 part.engine.name,
@@ -68,22 +71,23 @@ def attribute_engines(
                 attribution,
                 part.probability,
                 dict(part.named_by),
+                number,
                 has_idle=part is parts[0],
             )
             for part, attribution in zip(parts, attributions or [None] * len(parts), strict=True)
         ]
         series += own
     has_energy = any(share.attribution for share in shares)
-    return (sum_of_engines(shares, unshared) if has_energy else None), series
+    return (sum_of_engines(shares, shared) if has_energy else None), series
 
 
 def _attribute_jointly(
     result: RunResult, parts: Sequence[EnginePart], start_ns: int, end_ns: int, sums: Mapping[str, Ints]
-) -> tuple[list[RunAttribution], list[Unshared], list[EnergySeries]]:
-    """Return the attribution of each of these engines, which share their GPUs, what is no engine's, and the series."""
+) -> tuple[JointAttribution, list[EnergySeries]] | None:
+    """Return the attribution of these engines, which share their GPUs, and the series; None without energy."""
     series = aligned_series(parts[0].result)
     if not series:
-        return [], [], []
+        return None
     prepared = [_prepare(part.result) for part in parts]
     shared = side_by_side([steps for _, _, steps in prepared], len(result.records))
     series = [align_phase(domain, shared.steps) for domain in series]
@@ -93,7 +97,7 @@ def _attribute_jointly(
         for row in (part.probability > 0).nonzero()[0].tolist():
             reusable[row], records[row] = of_own[row], own[row]
     joint = attribute_jointly(series, records, start_ns, end_ns, shared=shared, sums=sums, reusable=reusable)
-    return joint.engines, [Unshared(joint.idle_mj, joint.unattributed_mj)], series
+    return joint, series
 
 
 def _prepare(result: RunResult) -> _Prepared:

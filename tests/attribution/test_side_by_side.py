@@ -142,6 +142,30 @@ def test_an_engine_has_standard_errors_for_its_own_requests_and_sums() -> None:
         assert set(engine.fits[0].se) <= set(engine.coefficients[0].columns)
 
 
+def test_what_one_engine_gains_the_other_loses_so_their_sum_is_surer_than_independent_errors() -> None:
+    """Over noisy counters, the error of both engines' joules together is that of the joint fit."""
+    records = two_streams(2)
+    series, truth = priced(records)
+    rows = np.arange(len(records))
+    sums = {"all": rows, "first": rows[::2]}
+    off, joint, independent = [], [], []
+    for seed in range(12):
+        noise = 1 + 0.03 * np.random.default_rng(seed).standard_normal(len(series) - 1)
+        mj = np.concatenate(([0], np.cumsum(np.rint(np.diff(series.mj) * noise)))).astype(np.int64)
+        noisy, end_ns = replace(series, mj=mj), int(series.t_ns[-1])
+        result = attribute_jointly([noisy], records, 0, end_ns, shared=together(records), sums=sums)
+        off.append(sum(engine.attributed_mj for engine in result.engines) / 1000 - truth.sum())
+        errors = [engine.sums["all"].attributed_se_joules for engine in result.engines]
+        joint.append(result.sums["all"].attributed_se_joules)
+        independent.append(float(np.hypot(*errors)))
+        assert joint[-1] <= sum(errors)
+        of_first = result.engines[0].sums["first"]
+        assert result.sums["first"].attributed_se_joules == pytest.approx(of_first.attributed_se_joules)
+    rms = float(np.sqrt(np.mean(np.square(off))))
+    assert np.mean(joint) < 0.8 * np.mean(independent)
+    assert 0.5 < rms / np.mean(joint) < 2
+
+
 def test_reasoning_is_part_of_the_decode_on_either_engine() -> None:
     records = two_streams(3)
     series, _ = priced(records)
