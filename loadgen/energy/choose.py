@@ -17,7 +17,7 @@ from loadgen.energy.metric_page import MetricMeter
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import POWERCAP, RaplMeter
 from loadgen.energy.redfish import SCHEME, RedfishMeter
-from loadgen.energy.remote import RemoteMeter
+from loadgen.energy.remote import open_remote
 from loadgen.energy.several import SeveralMeters
 from loadgen.energy.source_names import public_source, sources_of
 from loadgen.errors import LoadgenError, MeterError
@@ -80,7 +80,7 @@ def open_meter(
         case url if "://" in url and "#" in url:
             return _asked("URL", lambda: MetricMeter(url, token=token)), []
         case url if "://" in url:
-            return _asked("URL", lambda: RemoteMeter(url, token=token, gpus=gpus)), []
+            return _asked("URL", lambda: open_remote(url, token=token, gpus=gpus)), []
         case _:
             raise LoadgenError(
                 f"--energy {choice!r} is none of {', '.join(CHOICES)}, nor hwmon:SENSOR, nor a URL (http://...)"

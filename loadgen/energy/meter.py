@@ -4,6 +4,8 @@ from typing import NamedTuple, Protocol
 
 from loadgen.energy.series import EnergyDomain, EnergySample
 
+LONGEST_PAUSE_S = 1.0
+"""Longest time between reads that fail one after the other, of meters that are read more often than that."""
 LEFT_OUT = " is left out: "
 """The words of a note on a GPU that cannot be measured. Its joules are in no total."""
 
@@ -41,3 +43,8 @@ class EnergyMeter(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def pause_s(poll_s: float, failures: int) -> float:
+    """Return the time from one read to the next: twice as long after each of `failures` in a row."""
+    return min(poll_s * 2.0 ** min(failures, 10), max(LONGEST_PAUSE_S, poll_s))

@@ -18,7 +18,7 @@ from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError, NoAnswerError
 from loadgen.http_get import HttpResponse, PageClient
-from loadgen.units import MJ_PER_J, mj_from_j, s_from_ns
+from loadgen.units import MJ_PER_J, mj_from_j
 
 FEED_POLL_S = 0.5
 PAGE_POLL_S = 0.5
@@ -122,11 +122,12 @@ class EnergyFeed:
 
     poll_s = FEED_POLL_S
 
-    def __init__(self, connection: PageClient, opening: HttpResponse, chosen: Sequence[str] | None) -> None:
+    def __init__(
+        self, connection: PageClient, opening: HttpResponse, page: FeedPage, chosen: Sequence[str] | None
+    ) -> None:
         self._connection = connection
         self.clock = ClockOffset(loopback=connection.hostname in LOOPBACK)
         self._since_ns = 0
-        page = _decode(opening, connection.url)
         domains = page.domains
         if page.simulated:  # marked, so that they are never taken for a measurement
             domains = [
@@ -151,6 +152,9 @@ class EnergyFeed:
         samples = self._fetch()
         newest = {sample.domain: sample for sample in waiting}
         return Reading([*newest.values(), *samples], self._resets() - earlier_resets)
+
+    def close(self) -> None:
+        self._connection.close()
 
     def _fetch(self) -> list[EnergySample]:
         response = self._connection.get(f"/energy?since={self._since_ns}")
@@ -351,6 +355,9 @@ class PrometheusPage:
         )
         return Reading(samples, self._resets() - resets_before, missing)
 
+    def close(self) -> None:
+        self._connection.close()
+
     def _fetch(self) -> HttpResponse:
         answer = self._connection.get("/metrics")
         if answer.status != 200:
@@ -367,70 +374,32 @@ class PrometheusPage:
         return sum(track.resets for track in self._tracks.values())
 
 
-class RemoteMeter:
-    """The energy that a URL serves, as a feed or else as a Prometheus page. `gpus` selects some of its GPUs.
+def open_remote(
+    url: str,
+    *,
+    token: str | None = None,
+    gpus: Sequence[str] | None = None,
+    clock: Callable[[], int] = monotonic_ns,
+) -> EnergyFeed | PrometheusPage:
+    """Open the meter of the energy that a URL serves, as a feed or else as a Prometheus page. `gpus` selects some GPUs.
 
     Raises MeterError with the reasons of both attempts, and NoAnswerError where there is no server.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        gpus: Sequence[str] | None = None,
-        clock: Callable[[], int] = monotonic_ns,
-    ) -> None:
-        self._connection = PageClient(url, token, clock)
-        try:
-            self._source = self._open(gpus)
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _open(self, gpus: Sequence[str] | None) -> "EnergyFeed | PrometheusPage":
-        opening = self._connection.get("/energy?since=0")
+    connection = PageClient(url, token, clock)
+    try:
+        opening = connection.get("/energy?since=0")
         if opening.status in (401, 403):
-            raise MeterError(
-                f"{self._connection.url}/energy answers {opening.status}: set LOADGEN_ENERGY_TOKEN to its token"
-            )
+            raise MeterError(f"{connection.url}/energy answers {opening.status}: set LOADGEN_ENERGY_TOKEN to its token")
         if opening.status in GATEWAY_STATUSES:
-            raise NoAnswerError(f"{self._connection.url}/energy answers {opening.status}")
+            raise NoAnswerError(f"{connection.url}/energy answers {opening.status}")
         try:
-            _decode(opening, self._connection.url)
+            page = _decode(opening, connection.url)
         except MeterError as no_feed:
             try:
-                return PrometheusPage(self._connection, gpus)
+                return PrometheusPage(connection, gpus)
             except MeterError as no_page:
                 raise MeterError(f"{no_feed}; {no_page}") from no_page
-        return EnergyFeed(self._connection, opening, gpus)
-
-    @property
-    def domains(self) -> list[EnergyDomain]:
-        return self._source.domains
-
-    @property
-    def notes(self) -> list[str]:
-        return self._source.notes
-
-    @property
-    def poll_s(self) -> float:
-        return self._source.poll_s
-
-    @property
-    def clock_error_s(self) -> float | None:
-        """Error of the samples' instants from the server's clock; None where they are no better than the polls."""
-        if isinstance(self._source, PrometheusPage) or self._source.clock.error_ns is None:
-            return None
-        return s_from_ns(self._source.clock.error_ns)
-
-    @property
-    def clock_offset_s(self) -> float | None:
-        """This machine's monotonic clock minus the server's; 0 when they are the same."""
-        return None if isinstance(self._source, PrometheusPage) else s_from_ns(self._source.clock.offset_ns)
-
-    def read(self) -> Reading:
-        return self._source.read()
-
-    def close(self) -> None:
-        self._connection.close()
+        return EnergyFeed(connection, opening, page, gpus)
+    except BaseException:
+        connection.close()
+        raise

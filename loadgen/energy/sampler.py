@@ -12,15 +12,13 @@ from statistics import median
 import msgspec
 
 from loadgen.clock import monotonic_ns, thread_cpu_ns
-from loadgen.energy.meter import EnergyMeter, Reading
+from loadgen.energy.meter import EnergyMeter, Reading, pause_s
 from loadgen.energy.series import EnergySample, accelerators
 from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S, ns_from_s, s_from_ns
 
 ANSWER_S = 5.0
 """Longest read; after that the meter has stopped answering."""
-BACK_OFF_S = 1.0
-"""Longest pause between reads that fail one after the other."""
 BRACKET_S = 35.0
 """Longest wait for a last update: a DCGM exporter refreshes its page every 30 s."""
 LIVE_NS = NS_PER_S
@@ -219,9 +217,7 @@ class Sampler:
         while not self._stopping.is_set():
             start_ns = self._clock()
             failures = 0 if self._read(start_ns) else failures + 1
-            poll_s = self._meter.poll_s
-            pause_s = min(poll_s * 2 ** min(failures, 10), max(BACK_OFF_S, poll_s)) if failures else poll_s
-            self._stopping.wait(pause_s - s_from_ns(self._clock() - start_ns))
+            self._stopping.wait(pause_s(self._meter.poll_s, failures) - s_from_ns(self._clock() - start_ns))
 
     def _read(self, start_ns: int) -> bool:
         """Read once, hand the samples on and count them. Returns True if the meter answered."""

@@ -4,9 +4,9 @@ Every source ends up as the same thing: points (t, joules since the source was o
 unwraps counters and integrates power, so that no reader downstream has to know which of the two it was.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -65,16 +65,6 @@ class EnergySample(msgspec.Struct, frozen=True, omit_defaults=True):
     does not count it."""
     sm_mhz: int | None = None
     """Clock of the GPU's multiprocessors when the update was read; None where it is not known."""
-
-
-class EnergyWindow(NamedTuple):
-    """The interval between two updates of the counter. `millijoules` is exact: a difference of two readings."""
-
-    start_ns: int
-    end_ns: int
-    millijoules: int
-    known: bool = True
-    """False if the counter restarted inside the window; millijoules is then 0 and means nothing."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +159,6 @@ class EnergySeries:
         start = int(np.searchsorted(self.t_ns, start_ns, side="right"))
         end = int(np.searchsorted(self.t_ns, end_ns, side="left"))
         return not self.gap[start : end + 1].any()
-
-    def windows(self) -> Iterator[EnergyWindow]:
-        """Yield every interval between neighbouring points. Their energies sum to `total_mj`."""
-        for i in range(len(self) - 1):
-            known = self.gap is None or not self.gap[i + 1]
-            yield EnergyWindow(int(self.t_ns[i]), int(self.t_ns[i + 1]), int(self.mj[i + 1] - self.mj[i]), known)
 
     def clip(self, start_ns: int, end_ns: int) -> "EnergySeries":
         """Return the points that cover [start, end]: the last one before it, the first one after it, and all between.

@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import EnergyMeter, Reading
+from loadgen.energy.meter import EnergyMeter, Reading, pause_s
 from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
 from loadgen.units import s_from_ns
 
-_MAX_PAUSE_S = 1.0
-"""Longest pause between reads that fail one after the other, for meters that are read more often than that."""
 _MAX_READINGS = 10_000
 """Readings kept for a caller that does not read: over 15 minutes of the fastest meter. Older ones are dropped."""
 _JOIN_S = 5.0
@@ -63,9 +61,7 @@ class _BackgroundReader:
             except MeterError as err:
                 reading, failures = Reading([], errors=(str(err),)), failures + 1
             self._readings.append(reading)
-            poll_s = self.meter.poll_s
-            pause_s = min(poll_s * 2 ** min(failures, 10), max(_MAX_PAUSE_S, poll_s)) if failures else poll_s
-            self._stopping.wait(pause_s - s_from_ns(self._clock() - start_ns))
+            self._stopping.wait(pause_s(self.meter.poll_s, failures) - s_from_ns(self._clock() - start_ns))
 
 
 class SeveralMeters:

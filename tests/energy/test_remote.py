@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter
 from loadgen.energy.meter import LEFT_OUT
-from loadgen.energy.remote import ClockOffset, RemoteMeter, page_counters
+from loadgen.energy.remote import ClockOffset, EnergyFeed, PrometheusPage, open_remote, page_counters
 from loadgen.energy.series import series_by_domain
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import base_path
+from loadgen.units import NS_PER_S
+from support.energy_windows import windows_of
 from support.fake_api import BurstServer
 from support.served_in_thread import serving
 
@@ -95,16 +97,16 @@ class Gpu:
         return 200, json.dumps(page).encode()
 
 
-Remote = Callable[..., RemoteMeter]
+Remote = Callable[..., EnergyFeed | PrometheusPage]
 
 
 @pytest.fixture
 def remote() -> Iterator[Remote]:
-    """RemoteMeter, closed in the end."""
+    """`open_remote`, closed in the end."""
     with ExitStack() as opened:
 
-        def open_it(url: str, **options: Any) -> RemoteMeter:
-            meter = RemoteMeter(url, **options)
+        def open_it(url: str, **options: Any) -> EnergyFeed | PrometheusPage:
+            meter = open_remote(url, **options)
             opened.callback(meter.close)
             return meter
 
@@ -118,7 +120,7 @@ def test_a_feeds_points_arrive_once_each_as_they_are(site: Site, remote: Remote)
     new = [gpu.move(3.5), gpu.move(4.0)]
     samples = [*meter.read().samples, *meter.read().samples]
     assert [(s.t_ns, s.joules) for s in samples] == [(old[1], 2.0), (new[0], 3.5), (new[1], 4.0)]
-    assert meter.clock_offset_s == meter.clock_error_s == 0
+    assert isinstance(meter, EnergyFeed) and meter.clock.offset_ns == meter.clock.error_ns == 0
     meter.close()
     assert len(site.connections) == 1
 
@@ -137,7 +139,7 @@ def test_another_machines_clock_is_ours_within_the_stated_error(site: Site, remo
     meter = remote(site.url)
     moved_ns = gpu.move(5.0)
     [sample] = meter.read().samples
-    assert meter.clock_error_s is not None and 0 < meter.clock_error_s < 1
+    assert isinstance(meter, EnergyFeed) and meter.clock.error_ns is not None and 0 < meter.clock.error_ns < NS_PER_S
     assert abs(sample.t_ns - moved_ns) <= sample.slack_ns
 
 
@@ -201,7 +203,7 @@ def test_a_dcgm_page_is_polled_for_its_moves(site: Site, remote: Remote) -> None
     [second] = meter.read().samples
     assert second.joules - first.joules == pytest.approx(12.5, abs=1e-3)
     assert first.t_ns - first.slack_ns <= before_ns <= first.t_ns + first.slack_ns
-    assert meter.clock_error_s is None
+    assert isinstance(meter, PrometheusPage)
 
 
 def test_a_counter_on_a_page_that_restarts_is_counted(site: Site, remote: Remote) -> None:
@@ -213,7 +215,7 @@ def test_a_counter_on_a_page_that_restarts_is_counted(site: Site, remote: Remote
     assert sum(reading.resets for reading in readings) == 1
     [series] = series_by_domain([s for reading in readings for s in reading.samples]).values()
     assert series.mj.tolist() == [51_000, 51_000, 54_000]
-    assert [w.known for w in series.windows()] == [False, True]
+    assert [w.known for w in windows_of(series)] == [False, True]
 
 
 PAGE_LINE = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{{}}} {}\n"

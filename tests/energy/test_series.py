@@ -12,6 +12,7 @@ from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack, PowerTrack, is_rounding
 from loadgen.energy.nvml import VERNIER
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost, series_by_domain
+from support.energy_windows import windows_of
 
 MS = 1_000_000
 
@@ -30,7 +31,7 @@ def serieses(draw: st.DrawFn, gaps: bool = True) -> EnergySeries:
 
 @given(serieses())
 def test_windows_tile_the_series(series: EnergySeries) -> None:
-    windows = list(series.windows())
+    windows = list(windows_of(series))
     assert sum(w.millijoules for w in windows) == series.total_mj
     assert [w.start_ns for w in windows[1:]] == [w.end_ns for w in windows[:-1]]
     assert sum(w.end_ns - w.start_ns for w in windows if not w.known) == series.unknown_ns
@@ -56,7 +57,7 @@ def test_nothing_is_said_about_what_was_not_observed(series: EnergySeries) -> No
     first, last = int(series.t_ns[0]), int(series.t_ns[-1])
     assert series.energy_mj(first - 1, last) is None
     assert series.energy_mj(first, last + 1) is None
-    for window in series.windows():
+    for window in windows_of(series):
         inside = window.start_ns + 1, window.end_ns - 1
         assert (series.energy_mj(*inside) is None) == (not window.known)
         assert (series.uncertainty_mj(*inside) is None) == (not window.known)
@@ -91,8 +92,8 @@ def test_clip_keeps_the_windows_that_touch_the_interval(series: EnergySeries, a:
     first, span = int(series.t_ns[0]), int(series.t_ns[-1] - series.t_ns[0])
     start, end = sorted(first + int(span * x) for x in (a, b))
     if start < end:
-        touching = [w for w in series.windows() if w.end_ns > start and w.start_ns < end]
-        assert list(series.clip(start, end).windows()) == touching
+        touching = [w for w in windows_of(series) if w.end_ns > start and w.start_ns < end]
+        assert list(windows_of(series.clip(start, end))) == touching
 
 
 def test_samples_of_two_domains_come_apart() -> None:

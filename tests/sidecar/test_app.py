@@ -28,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadgen.clock import anchor
 from loadgen.energy import fleet_meter
 from loadgen.energy.named_engine import NamedEngine
-from loadgen.energy.remote import RemoteMeter
+from loadgen.energy.remote import open_remote
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
@@ -440,7 +440,7 @@ async def test_the_token_is_asked_of_all_but_the_health_page() -> None:
             headers = {} if header is None else {"Authorization": header}
             async with session.get(url + path, headers=headers) as response:
                 assert response.status == status, (path, header)
-        meter = await asyncio.to_thread(RemoteMeter, url, token="open sesame")
+        meter = await asyncio.to_thread(open_remote, url, token="open sesame")
         assert meter.domains[0].source == "simulated"
         meter.close()
 
@@ -454,7 +454,7 @@ def test_no_token_asked_means_everyone_is_authorized() -> None:
 async def test_a_remote_meter_reads_the_feed_on_its_own_clock() -> None:
     async with sidecar() as (one, url, _, _session):
         await until(one, lambda: len(one._feed) > 5)
-        meter = await asyncio.to_thread(RemoteMeter, url)
+        meter = await asyncio.to_thread(open_remote, url)
         first = await asyncio.to_thread(meter.read)
         await until(one, lambda: len(one._feed) > 12)
         later = await asyncio.to_thread(meter.read)
@@ -469,7 +469,7 @@ async def test_a_remote_meter_reads_the_feed_on_its_own_clock() -> None:
 async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_unknown() -> None:
     async with sidecar() as (one, url, _, _session):
         await until(one, lambda: len(one._feed) > 1)
-        meter = await asyncio.to_thread(RemoteMeter, url)
+        meter = await asyncio.to_thread(open_remote, url)
         await asyncio.to_thread(meter.read)
         newest = one._feed[-1]
         later = [
