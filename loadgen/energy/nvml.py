@@ -83,22 +83,20 @@ class _Gpu:
     """One device: the source of its energy and the series made from it. `alive` and `handle` change."""
 
     def __init__(self, index: int, uuid: str, handle: Any, source: str, max_w: float, every_s: float) -> None:
-        self.name = f"gpu:{index}"
+        self.name, self.uuid, self.source = f"gpu:{index}", uuid, source
         self._every_s = every_s
-        self.uuid = uuid
-        self.device: str | None = None
+        self._device: str | None = None
         with suppress(pynvml.NVMLError):
-            self.device = str(pynvml.nvmlDeviceGetName(handle))
+            self._device = str(pynvml.nvmlDeviceGetName(handle))
         self.handle = handle
-        self.source = source
         self.alive = True
         self.cost_ns = 0
         self.due_ns = 0
         """Instant before which a read would show nothing new."""
-        self.max_w = max_w
-        self.limit_w: float | None = None
+        self._max_w = max_w
+        self._limit_w: float | None = None
         with suppress(pynvml.NVMLError):
-            self.limit_w = float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / MW_PER_W
+            self._limit_w = float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / MW_PER_W
         self.counter = CounterTrack(self.name, max_w=max_w)
         self.power = PowerTrack(self.name)
 
@@ -106,19 +104,15 @@ class _Gpu:
     def domain(self) -> EnergyDomain:
         period_s = self.counter.period_s if self.source == "nvml-counter" else 0.1
         return EnergyDomain(
-            name=self.name,
-            source=self.source,
-            uuid=self.uuid,
-            device=self.device,
-            period_s=period_s,
-            limit_w=self.limit_w,
-        )
+            name=self.name, source=self.source, uuid=self.uuid, device=self._device, period_s=period_s,
+            limit_w=self._limit_w,
+        )  # fmt: skip
 
     def read(self, clock: Callable[[], int]) -> list[EnergySample]:
         start_ns = clock()
         if self.source != "nvml-counter":
             watts = power_w(self.handle, self.source)
-            if watts > self.max_w:
+            if watts > self._max_w:
                 raise MeterError(f"a power of {watts:,.0f} W is not read: no card draws it")
             return self.power.observe((start_ns + clock()) // 2, watts)
         raw_mj = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
@@ -150,7 +144,7 @@ class NvmlMeter:
 
     def __init__(self, gpus: list[_Gpu], notes: list[str], clock: Callable[[], int]) -> None:
         self._gpus = gpus
-        self._notes = notes
+        self.notes = notes
         self._clock = clock
         self._read_ns = clock()
         self._clocks_due_ns = self._read_ns
@@ -159,10 +153,6 @@ class NvmlMeter:
     @property
     def domains(self) -> list[EnergyDomain]:
         return [gpu.domain for gpu in self._gpus]
-
-    @property
-    def notes(self) -> list[str]:
-        return self._notes
 
     @property
     def poll_s(self) -> float:
@@ -290,7 +280,7 @@ def _open(
         except pynvml.NVMLError as err:
             notes.append(f"gpu:{device.index}{LEFT_OUT}{_describe(err)}")
     if not opened:
-        raise MeterError("no GPU can be measured: " + "; ".join(notes or ["none was chosen"]))
+        raise MeterError("no GPU can be measured: " + "; ".join(notes))
     return NvmlMeter(opened, notes, clock)
 
 
@@ -357,12 +347,12 @@ def _scope_notes(
     devices: Sequence[Device], chosen: Sequence[Device], environ: Mapping[str, str], visible: str | None
 ) -> list[str]:
     """Describe the chosen GPUs where they may not be the ones that the server uses."""
-    if len(devices) == 1 and chosen:
+    if len(devices) == 1:
         return []
     origin = "" if visible is None else " (CUDA_VISIBLE_DEVICES)"
     warning = ": joules of GPUs that the server does not use are in the sum" if len(chosen) == len(devices) else ""
     notes = [f"{len(chosen)} of this host's {len(devices)} GPUs{origin}{warning}"]
-    by_index = visible is not None and any(token.isdecimal() for token in visible_tokens(visible) or [])
+    by_index = any(token.isdecimal() for token in visible_tokens(visible) or [])
     if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         notes.append("indices mean PCI order; CUDA has another for unlike GPUs unless CUDA_DEVICE_ORDER=PCI_BUS_ID")
     return notes

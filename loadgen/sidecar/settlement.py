@@ -79,19 +79,15 @@ class Settlement:
         ]
         pairs += self._pairs.due(now_ns, lambda number: self._engines[number].ledger.committed_ns)
         pairs += self._pairs.all() if last else []
-        entries = [pair.entry for pair in pairs]
-        for pair, entry in zip(pairs, entries, strict=True):
+        requests: list[SettledRequest] = []
+        for pair in pairs:
+            entry = pair.entry
             self._engines[pair.main.engine].ledger.count(entry)
-        requests = tuple(
-            settled_request(pair, entry, self._names, unix_ns, now_ns)
-            for pair, entry in zip(pairs, entries, strict=True)
-        )
-        self._unwritten += [
-            NamedRequest(request, tuple(pair.main.names | (pair.prefill.names if pair.prefill else set())))
-            for request, pair in zip(requests, pairs, strict=True)
-        ]
-        if self.on_settled is not None:
-            for request, pair in zip(requests, pairs, strict=True):
+            request = settled_request(pair, entry, self._names, unix_ns, now_ns)
+            requests.append(request)
+            names = pair.main.names | (pair.prefill.names if pair.prefill else set())
+            self._unwritten.append(NamedRequest(request, tuple(names)))
+            if self.on_settled is not None:
                 span = pair.main.settled.entry.request
                 self.on_settled(request, span.trace_id, span.span_id)
         self._lookup.forget(unix_ns(now_ns))
@@ -99,7 +95,7 @@ class Settlement:
             self._lookup.add(self._unwritten)
             self._unwritten = []
         else:
-            self._add_period(self._writer, requests, snapshots, unix_ns)
+            self._add_period(self._writer, tuple(requests), snapshots, unix_ns)
             self._lookup.add(self._unwritten[:-MAX_WAITING])  # the disk does not answer: no longer is waited for it
             self._unwritten = self._unwritten[-MAX_WAITING:]
 

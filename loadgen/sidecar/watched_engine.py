@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.named_engine import domains_of
-from loadgen.errors import LoadgenError
 from loadgen.sidecar.label_sets import ShownValues
 from loadgen.sidecar.ledger import Ledger
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
@@ -84,20 +83,15 @@ class WatchedEngine:
 def watched_engines(
     options: SidecarOptions, domains: Sequence[EnergyDomain], models: Sequence[str | None]
 ) -> list[WatchedEngine]:
-    """Return the engines, each with a ledger of its own. Raises LoadgenError when two have the same GPU, and MeterError
-    when a URL is none."""
+    """Return the engines, each with a ledger of its own. Raises MeterError when a URL is none."""
     since_ns, shown = monotonic_ns(), ShownValues(options.stated_values)
     lateness = options.lateness
     if len(options.engines) > 1:
         lateness = replace(lateness, blind_s=min((1 + ROUTING_SHARE) * lateness.blind_s, lateness.max_s))
     watched: list[WatchedEngine] = []
-    owners: dict[str, str] = {}
     for named, model in zip(options.engines or (None,), models, strict=True):
         own = domains if named is None else domains_of(named, domains)
-        url, name, role = (options.engine_url, None, None) if named is None else (named.url, named.name, named.role)
-        for domain in own:
-            if (owner := owners.setdefault(domain.name, name or "")) != (name or ""):
-                raise LoadgenError(f"--engine: {owner} and {name} both have {domain.name}: each needs GPUs of its own")
+        url, role = (options.engine_url, None) if named is None else (named.url, named.role)
         ledger = Ledger(
             own, lateness=lateness, model=model, labels=options.labels, label_values=options.label_values,
             shown=shown, since_ns=since_ns, role=role,

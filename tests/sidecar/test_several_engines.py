@@ -16,14 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.energy import awaited_meter
 from loadgen.energy.named_engine import NamedEngine
-from loadgen.energy.series import EnergyDomain
-from loadgen.errors import LoadgenError
 from loadgen.results.bill import bill_of, bill_table
 from loadgen.sidecar import app as edges
 from loadgen.sidecar.app import Sidecar
 from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.server import running_sidecar
-from loadgen.sidecar.watched_engine import watched_engines
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry.otlp_export import SpanSender
@@ -299,11 +296,3 @@ async def test_a_sidecar_starts_before_any_of_its_sources() -> None:
         async with session.get(url + "/energy") as response:
             feed = await response.json()
             assert (feed["domains"], feed["simulated"]) == ([], False)
-
-
-def test_two_engines_with_one_gpu_are_refused() -> None:
-    domains = [EnergyDomain(name="gpu:0", source="nvml:counter", uuid="GPU-a")]
-    names = (("a", "0"), ("b", "GPU-a"))
-    engines = tuple(NamedEngine(name=name, url=f"http://{name}", gpus=(gpu,)) for name, gpu in names)
-    with pytest.raises(LoadgenError, match="a and b both have gpu:0"):
-        watched_engines(SidecarOptions(engines=engines), domains, [None, None])
