@@ -78,6 +78,9 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               metavar="N", help="Maximum number of settled requests that GET /requests/ID knows.")  # fmt: skip
 @click.option("--keep-for", "kept_s", default=3600.0, show_default=True, type=FiniteRange(0, 31_536_000),
               metavar="S", help="Time for which it knows them.")  # fmt: skip
+@click.option("--account", "accounts", multiple=True, metavar="MODEL[=WORKLOAD,...]",
+              help="Model, and workloads of it, that have series of their own from the beginning, whatever 50 others "
+              "clients name first; any further one is `other`. Repeatable.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="NAME=ATTRIBUTE[:VALUE,...]",
               help="Label of joules, tokens and requests, such as tenant=http.request.header.x-tenant: an attribute of "
               "the span, an entry of its baggage, or an attribute of its resource. With values, as in "
@@ -117,6 +120,7 @@ def sidecar(
     ledger: Path | None,
     kept_requests: int,
     kept_s: float,
+    accounts: tuple[str, ...],
     labels: tuple[str, ...],
     label_values: int,
     otlp_metrics_endpoint: str | None,
@@ -144,6 +148,7 @@ def sidecar(
         from loadgen.sidecar.server import run_sidecar
     from loadgen.energy.choose import stated_token
     from loadgen.energy.named_engine import parse_engines
+    from loadgen.sidecar.accounts import parse_accounts
     from loadgen.sidecar.watermark import AllowedLateness
     from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
     from loadgen.telemetry.span_labels import parse_labels
@@ -178,6 +183,7 @@ def sidecar(
             ledger=ledger,
             kept_requests=kept_requests,
             kept_s=kept_s,
+            accounts=parse_accounts(accounts),
             labels=attributes,
             stated_values=stated_values,
             label_values=label_values,

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from loadgen.errors import LoadgenError
 from loadgen.sidecar.label_sets import LabelSets, ShownValues
 from loadgen.sidecar.server_times import ServerTimes
 from loadgen.sidecar.session_energy import OpenSessions
 from loadgen.telemetry.histogram import Histogram
+from loadgen.telemetry.otlp_parse import MAX_TEXT
 from loadgen.telemetry.span_labels import OTHER
 from loadgen.units import j_from_mj, mj_from_j, s_from_ns
 
@@ -22,9 +24,15 @@ if TYPE_CHECKING:
 MAX_LABEL_VALUES = 50
 """Values of a label of the user's choosing that are shown, unless an option says otherwise."""
 MAX_ROWS = 2000
-"""Rows of totals by model, workload and labels; requests of any further one have `other` as each of their labels."""
+"""Rows of totals by model, workload and labels, of the stated accounts and of all others; requests of any further row
+have `other` as each of their labels."""
 MAX_LABELS = 50
-"""Pairs of model and workload; requests of any further pair are added up under `other`."""
+"""Pairs of model and workload, beside the stated ones; requests of any further pair are added up under `other`. None
+gives way to another: what `other` took over of its counter, Prometheus would count twice."""
+MAX_STATED_ACCOUNTS = 200
+"""Pairs that can be stated."""
+UNLABELLED = "unlabelled"
+"""Workload of spans that name none."""
 
 SPAN_PREFILL = 0.05
 """Standard error of a prefill's energy for what a span does not show: when its steps ran. Chosen so that 1.96 standard
@@ -37,6 +45,23 @@ DURATION_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 30.0, 
 
 AccountKey = tuple[str, str]
 """Model, workload."""
+
+
+def parse_accounts(texts: Iterable[str]) -> tuple[AccountKey, ...]:
+    """Return the pairs of each `MODEL` or `MODEL=WORKLOAD,WORKLOAD`. Raises LoadgenError for what no span can have."""
+    keys: dict[AccountKey, None] = {}
+    for text in texts:
+        model, _, workloads = text.rpartition("=") if "=" in text else (text, "=", UNLABELLED)
+        names = [name.strip() for name in (model, *workloads.split(","))]
+        if not all(name and name.isprintable() and len(name) <= MAX_TEXT for name in names):
+            raise LoadgenError(
+                f"--account {text[:MAX_TEXT]!r}: expected MODEL=WORKLOAD,..., each printable and at most {MAX_TEXT} "
+                "characters"
+            )
+        keys |= dict.fromkeys((names[0], workload) for workload in names[1:])
+    if len(keys) > MAX_STATED_ACCOUNTS:
+        raise LoadgenError(f"--account: {len(keys)} accounts, of which at most {MAX_STATED_ACCOUNTS} can be stated")
+    return tuple(keys)
 
 
 @dataclass
@@ -173,38 +198,45 @@ class Accounts:
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
         shown: ShownValues | None = None,
+        stated: Iterable[AccountKey] = (),
     ) -> None:
+        """stated: accounts that are shown from the beginning, whichever others come before."""
         self.labels = LabelSets(labels, label_values, shown)
         """Labels of the user's choosing, by which totals are shown too."""
-        self._rows = 0
-        """Totals by labels, of all accounts."""
+        self._rows = {True: 0, False: 0}
+        """Totals by labels, of the accounts that are stated and of the others."""
         self.model = model
         """Model of spans that name none, from now on."""
-        self._accounts: dict[AccountKey, Account] = {}
+        self._accounts = {key: Account() for key in stated}
+        self._stated = frozenset(self._accounts)
         self._sessions = OpenSessions()
 
     def key_of(self, request: RequestSpan) -> AccountKey:
         """The key of the request's account, as the metrics show it."""
-        key = (request.model or self.model or "unknown", request.workload or "unlabelled")
-        return key if key in self._accounts or len(self._accounts) < MAX_LABELS else ("other", "other")
+        key = (request.model or self.model or "unknown", request.workload or UNLABELLED)
+        has_room = len(self._accounts) < len(self._stated) + MAX_LABELS
+        return key if key in self._accounts or has_room else ("other", "other")
 
     def of(self, request: RequestSpan) -> Account:
         """The request's account, opened if there is none yet."""
-        key = self.key_of(request)
+        return self._opened(self.key_of(request))
+
+    def _opened(self, key: AccountKey) -> Account:
         if (account := self._accounts.get(key)) is not None:
             return account
         return self._accounts.setdefault(key, Account())
 
     def totals_of(self, request: RequestSpan) -> tuple[Account, *tuple[Totals, ...]]:
         """The totals that the request is counted in: its account, and there those of its labels if labels are shown."""
-        account = self.of(request)
+        account = self._opened(key := self.key_of(request))
         if not self.labels.names:
             return (account,)
         row = self.labels.row(request.labels)
         if (totals := account.by_labels.get(row)) is None:
-            if self._rows >= MAX_ROWS:
+            is_stated = key in self._stated
+            if self._rows[is_stated] >= MAX_ROWS:
                 row = (OTHER,) * len(row)
-            self._rows += row not in account.by_labels
+            self._rows[is_stated] += row not in account.by_labels
             totals = account.by_labels.setdefault(row, Totals())
         return account, totals
 

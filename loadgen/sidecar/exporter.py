@@ -368,7 +368,8 @@ def reference() -> str:
         "The metrics marked + have the labels of `loadgen sidecar --label` too; without the option there are none. The",
         "values that a label states are shown, or else its first 50 (`--label-values`). Further values are counted as",
         "`other`, and so are values that are longer than 64 characters or not printable. A request without a value has",
-        "an empty one, which is the same as no label to Prometheus.",
+        "an empty one, which is the same as no label to Prometheus. The pairs of model and workload that `--account`",
+        "states are shown from the beginning, and beside them the first 50; further ones are counted as `other`.",
         "",
         "Where engines have names (`--engine`), the metrics have the label `engine`, but for "
         + ", ".join(f"`{m.name}`" for m in METRICS if not m.by_engine)

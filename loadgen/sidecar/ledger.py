@@ -190,12 +190,14 @@ class Ledger:
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
         shown: dict[str, set[str] | frozenset[str]] | None = None,
+        accounts: Iterable[AccountKey] = (),
         since_ns: int = 0,
         role: Literal["prefill", "decode"] | None = None,
     ) -> None:
         """model: of spans that name none. labels: names of labels by which requests are counted too, of which
-        `label_values` values are shown. shown: values of labels that are shown already. since_ns: spans that end before
-        are late, a former sidecar had them. role: the phase of its requests that alone runs at the engine."""
+        `label_values` values are shown. shown: values of labels that are shown already. accounts: those that are always
+        shown. since_ns: spans that end before are late, a former sidecar had them. role: the phase of its requests that
+        alone runs at the engine."""
         self._role = role
         self._lateness = lateness or AllowedLateness()
         self._domains: dict[str, _Domain] = {}
@@ -207,7 +209,7 @@ class Ledger:
         self._join = SpanJoin(self._open)
         self._first_tokens: OrderedDict[bytes, int] = OrderedDict()
         """Trace -> its earliest token; 0 once a request has it."""
-        self._accounts = Accounts(model, labels, label_values, shown)
+        self._accounts = Accounts(model, labels, label_values, shown, accounts)
         self._idle_mj = self._unattributed_mj = 0
         self._fitted: LiveFit | None = None
         self.settled: list[SettledEntry] = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadgen.energy.named_engine import NamedEngine
-from loadgen.sidecar.accounts import MAX_LABEL_VALUES
+from loadgen.sidecar.accounts import MAX_LABEL_VALUES, AccountKey
 from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S
 from loadgen.sidecar.watermark import AllowedLateness
 
@@ -38,6 +38,8 @@ class SidecarOptions:
     """Settled requests that can be looked up."""
     kept_s: float = KEPT_S
     """Time for which they can be."""
+    accounts: tuple[AccountKey, ...] = ()
+    """Pairs of model and workload that are always shown."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Attributes of spans, by the label that shows their values."""
     stated_values: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -94,7 +94,7 @@ def watched_engines(
         url, role = (options.engine_url, None) if named is None else (named.url, named.role)
         ledger = Ledger(
             own, lateness=lateness, model=model, labels=options.labels, label_values=options.label_values,
-            shown=shown, since_ns=since_ns, role=role,
+            shown=shown, accounts=options.accounts, since_ns=since_ns, role=role,
         )  # fmt: skip
         watched.append(WatchedEngine(ledger, own, url, named))
     return watched

@@ -208,13 +208,14 @@ def test_the_options_of_the_sidecar_reach_it_without_the_api_path(monkeypatch: p
     loadgen(
         "sidecar", "--engine-url", "http://h:1/v1/", "--energy", "none", "--gpu", 0, "--gpu", "GPU-1", "--model", "m",
         "--host", "::1", "--port", 0, "--grpc-port", 4317, "--hold", 9, "--max-hold", 5,
-        "--label", "tenant=x-tenant:a,b",
+        "--label", "tenant=x-tenant:a,b", "--account", "m=chat,code",
     )  # fmt: skip
     assert started == [
         SidecarOptions(
             host="::1", port=0, grpc_port=4317, engine_url="http://h:1", energy="none", gpus=("0", "GPU-1"), model="m",
             token="open sesame", energy_token="meter", lateness=AllowedLateness(blind_s=9.0, max_s=9.0),
             labels={"tenant": "x-tenant"}, stated_values={"tenant": frozenset("ab")},
+            accounts=(("m", "chat"), ("m", "code")),
         )
     ]  # fmt: skip
 

@@ -3,13 +3,16 @@
 import pytest
 from msgspec.structs import replace as changed
 
+from loadgen.errors import LoadgenError
 from loadgen.sidecar.accounts import (
     DURATION_BOUNDS_S,
     ENERGY_BOUNDS_J,
     MAX_LABELS,
+    MAX_ROWS,
     TTFT_BOUNDS_S,
     Accounts,
     OpenRequest,
+    parse_accounts,
 )
 from loadgen.telemetry.histogram import Exemplar
 from loadgen.telemetry.otlp_parse import RequestSpan
@@ -116,6 +119,57 @@ def test_pairs_beyond_the_limit_share_one_account_and_earlier_ones_keep_theirs()
     assert len(frozen) == MAX_LABELS + 1
     assert (frozen["other", "other"].prefill_mj, frozen["other", "other"].decode_mj) == (2, 4)
     assert frozen["m", "w0"].prefill_mj == 2
+
+
+def test_a_stated_pair_has_its_series_from_the_beginning_whoever_names_others_first() -> None:
+    accounts = Accounts("m", labels=["tenant"], stated=[("m", "mine"), ("m", "unlabelled")])
+    assert list(accounts.freeze()) == [("m", "mine"), ("m", "unlabelled")]
+    flood = [changed(REQUEST, workload=f"w{k}", labels={"tenant": str(k % 40)}) for k in range(3 * MAX_ROWS)]
+    own = [changed(REQUEST, workload=workload, labels={"tenant": "acme"}) for workload in ("mine", None)]
+    for request in (*flood, *own):
+        accounts.charge(OpenRequest(request), 1, 2)
+    frozen = accounts.freeze()
+    assert len(frozen) == 2 + MAX_LABELS + 1
+    assert [frozen["m", workload].by_labels["acme",].prefill_mj for workload in ("mine", "unlabelled")] == [1, 1]
+    assert sum(account.prefill_mj for account in frozen.values()) == len(flood) + 2, "no joule is lost"
+
+
+def test_the_labels_of_stated_pairs_have_rows_of_their_own() -> None:
+    accounts = Accounts(labels=["tenant", "user"], label_values=2 * MAX_ROWS, stated=[("m", "mine")])
+    for k in range(MAX_ROWS + 1):
+        accounts.open(changed(REQUEST, labels={"tenant": str(k), "user": "u"}))
+    accounts.open(changed(REQUEST, workload="mine", labels={"tenant": "acme", "user": "u"}))
+    accounts.open(changed(REQUEST, labels={"tenant": "acme", "user": "u"}))
+    frozen = accounts.freeze()
+    assert list(frozen["m", "mine"].by_labels) == [("acme", "u")]
+    assert len(frozen["m", "chat"].by_labels) == MAX_ROWS + 1 and ("other", "other") in frozen["m", "chat"].by_labels
+
+
+@pytest.mark.parametrize(
+    ("texts", "keys"),
+    [
+        (["m"], [("m", "unlabelled")]),
+        (["org/m:8b=chat, code", "n"], [("org/m:8b", "chat"), ("org/m:8b", "code"), ("n", "unlabelled")]),
+        (["a=b=chat", "a=b=chat"], [("a=b", "chat")]),
+        ([], []),
+    ],
+)
+def test_accounts_are_stated_by_model_and_workloads(texts: list[str], keys: list[tuple[str, str]]) -> None:
+    assert list(parse_accounts(texts)) == keys
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([""], "expected MODEL=WORKLOAD"), (["=chat"], "expected MODEL"), (["m="], "expected MODEL"),
+        (["m=a,,b"], "expected MODEL"), (["m\x1b[2J"], "expected MODEL"), (["m" * 129], "at most 128 characters"),
+        (["m=" + ",".join(map(str, range(201)))], "201 accounts, of which at most 200"),
+    ],
+)  # fmt: skip
+def test_an_account_that_no_span_can_have_is_refused_in_one_line(texts: list[str], message: str) -> None:
+    with pytest.raises(LoadgenError, match=message) as refused:
+        parse_accounts(texts)
+    assert str(refused.value).isprintable()
 
 
 def test_a_frozen_account_does_not_change() -> None:
