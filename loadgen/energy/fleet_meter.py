@@ -115,9 +115,16 @@ def open_fleet_meter(
             if meter is None:
                 return None, reasons, tuple(engines)
             meters[choice] = meter
-        for engine in engines if choice != "none" else ():
-            if engine.energy is not None:
-                meters[_label(engine)] = _own_meter(engine, tokens.get(engine.name), meters, awaiting=awaiting)
+        own = [engine for engine in engines if engine.energy is not None and choice != "none"]
+        with ThreadPoolExecutor(max(len(own), 1)) as pool:  # hosts that are off cost a timeout each
+            openings = [
+                pool.submit(_own_meter, engine, tokens.get(engine.name), meters, awaiting=awaiting) for engine in own
+            ]
+        for engine, opening in zip(own, openings, strict=True):
+            if opening.exception() is None:
+                meters[_label(engine)] = opening.result()
+        for opening in openings:
+            opening.result()  # raises the first error, with all other meters among those that are closed
         if not meters:
             return None, ["energy was turned off (--energy none)"], tuple(engines)
         whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))

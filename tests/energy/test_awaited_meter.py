@@ -126,6 +126,22 @@ def test_a_source_that_answers_is_not_awaited_unless_a_gateway_answers_for_it(st
                 open_fleet_meter(engines, awaiting=True)
 
 
+def test_sources_are_opened_side_by_side_and_all_closed_if_one_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"e{number}" for number in range(6)]
+    opened, together = {f"http://{name}": Fixed(name) for name in names if name != "e2"}, threading.Barrier(6)
+
+    def open_it(choice: str, **_: object) -> tuple[EnergyMeter, list[str]]:
+        together.wait(30)
+        if choice not in opened:
+            raise LoadgenError(f"{choice} is no meter")
+        return opened[choice], []
+
+    monkeypatch.setattr(fleet_meter, "open_meter", open_it)
+    with pytest.raises(LoadgenError, match=r"^--engine e2: http://e2 is no meter$"):
+        open_fleet_meter(parse_engines(f"{name}=http://h:{n + 1},energy=http://{name}" for n, name in enumerate(names)))
+    assert all(meter.closed for meter in opened.values())
+
+
 def test_a_token_is_for_sources_that_the_user_names_not_for_what_a_server_says_of_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -111,6 +111,38 @@ def test_what_ran_before_the_first_energy_is_unknown_and_settles_without_waiting
     assert committed_mj(snapshot) == attributed_mj(snapshot) + snapshot.idle_mj + snapshot.unattributed_mj > 0
 
 
+@given(
+    comes_s=st.integers(1, 30),
+    requests=st.lists(st.tuples(st.integers(0, 36), st.integers(1, 10), st.integers(0, 3)), max_size=12),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_request_has_joules_if_and_only_if_the_meter_was_there_all_its_time(
+    comes_s: int, requests: list[tuple[int, int, int]]
+) -> None:
+    """Each request begins, lasts, and is reported late by some seconds; the meter comes some time."""
+    ledger, entries = Ledger([], lateness=AllowedLateness(min_s=1.0, blind_s=20.0, max_s=60.0)), {}
+    joules = tokens = 0.0
+    for now_s in range(1, 75):
+        running = sum(start_s <= now_s - 1 < start_s + lasts_s for start_s, lasts_s, _ in requests)
+        tokens = looks(ledger, now_s - 1, now_s, running, tokens, per_s=50.0 * running)
+        for number, (start_s, lasts_s, late_s) in enumerate(requests):
+            if start_s + lasts_s + late_s == now_s:
+                ledger.add_span(span(f"r{number}", start_s, start_s + lasts_s), ns_from_s(now_s))
+        if now_s == comes_s:
+            ledger.take_domains([GPU])
+        if now_s > comes_s:
+            joules = power(ledger, now_s - 1, now_s, 300.0, joules)
+        ledger.commit(ns_from_s(now_s))
+        entries |= {settled.entry.request.key: settled.entry for settled in ledger.settled}
+        snapshot = ledger.snapshot(ns_from_s(now_s))
+        assert committed_mj(snapshot) == attributed_mj(snapshot) + snapshot.idle_mj + snapshot.unattributed_mj
+    first_ns = ledger.measured_since_ns
+    assert first_ns is not None
+    for entry in entries.values():
+        assert (entry.charged and entry.whole) == (entry.request.start_ns >= first_ns)
+    assert snapshot.dropped["late"] + len(entries) == len(requests)
+
+
 def test_nobody_there_is_idle() -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 20, 100.0)
