@@ -45,6 +45,8 @@ TICK_S = 1.0
 MAX_OTLP_BYTES = 4 << 20
 BODY_S = 30.0
 """Limit of the time that a body takes to arrive."""
+SEND_S = 30.0
+"""Limit of the time that a client takes to read an answer."""
 MAX_QUEUED_SPANS = 50_000
 MAX_FEED_SAMPLES = 20_000
 """Samples that /energy can still serve: half an hour of one GPU."""
@@ -227,7 +229,7 @@ class Sidecar:
     # -- pages -------------------------------------------------------------------------------------------------
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_OTLP_BYTES, middlewares=[self._guard])
+        app = web.Application(client_max_size=MAX_OTLP_BYTES, middlewares=[sent_in_time, self._guard])
         app.add_routes(
             [
                 web.get("/metrics", self.metrics),
@@ -343,6 +345,22 @@ def meter_words(silent_s: float) -> str:
     if silent_s < STALE_S:
         return "answers"
     return "has not answered yet" if math.isinf(silent_s) else f"silent for {silent_s:.0f} s"
+
+
+@web.middleware
+async def sent_in_time(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Send the answer, or end the connection of a client that does not read it."""
+    response = await handler(request)
+    try:
+        async with asyncio.timeout(SEND_S):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 def authorized(token: str | None, header: str | None) -> bool:

@@ -34,7 +34,7 @@ from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
 from loadgen.sidecar import grpc_server, ledger, server, watched_engine
-from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, authorized
+from loadgen.sidecar.app import FEED_PORTION, MAX_OTLP_BYTES, OPENMETRICS, Sidecar, authorized
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
 from loadgen.sidecar.options import SidecarOptions
@@ -328,6 +328,24 @@ async def test_a_client_that_sends_a_byte_now_and_then_is_cut_off(
         answer = await asyncio.wait_for(peer.trickle(), 60)
         assert answer.partition(b"\r\n")[0].split(b" ")[1:2] == ([status] if status else [])
         await until(one, lambda: one.page.ledger.dropped["malformed"] == (status == b"408"))
+
+
+@live
+async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edges, "SEND_S", 0.2)
+    async with sidecar() as (one, url, _, session):
+        one._on_energy([EnergySample(k, "gpu:0", float(k)) for k in range(FEED_PORTION)])
+        async with session.get(url + "/energy") as response:
+            size = len(await response.read())
+        times = (32 << 20) // size
+        peer = await Peer.sends(url, b"GET /energy HTTP/1.1\r\nHost: x\r\n\r\n" * times)
+        await asyncio.sleep(1.0)
+        received = 0
+        with suppress(ConnectionResetError):
+            while part := await asyncio.wait_for(peer.reader.read(1 << 20), 30):
+                received += len(part)
+        peer.writer.close()
+        assert received < times * size
 
 
 @live
