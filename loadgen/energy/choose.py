@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from loadgen.energy.amd import open_amd
-from loadgen.energy.cpu_estimate import CpuEstimate, PowerCurve
+from loadgen.energy.cpu_estimate import CpuEstimate
 from loadgen.energy.hwmon import HWMON, HwmonMeter
 from loadgen.energy.metric_page import MetricMeter
 from loadgen.energy.nvml import open_nvml
@@ -36,7 +36,6 @@ def open_meter(
     *,
     gpus: Sequence[str] | None = None,
     token: str | None = None,
-    cpu_watts: tuple[float, float] | None = None,
     powercap: Path = POWERCAP,
     hwmon: Path = HWMON,
     every_s: float = 0.0,
@@ -45,12 +44,11 @@ def open_meter(
 
     Several choices with commas between are one meter of all their domains. `auto` is the GPUs' counters, else the
     CPU's, else none: never an estimate. A source asked for by name that cannot be used raises LoadgenError. gpus:
-    indices or UUIDs; token: for a URL; cpu_watts: (idle, busy) of the whole machine for `cpu`; every_s: as for
-    `open_nvml`.
+    indices or UUIDs; token: for a URL; powercap, hwmon: roots of the kernel's trees; every_s: as for `open_nvml`.
     """
     if len(sources := sources_of(choice)) > 1:
-        options = {"gpus": gpus, "token": token, "cpu_watts": cpu_watts, "powercap": powercap, "hwmon": hwmon}
-        return _several(sources, **options, every_s=every_s), []
+        options = {"gpus": gpus, "token": token, "powercap": powercap, "hwmon": hwmon, "every_s": every_s}
+        return _several(sources, **options), []
     match choice:
         case "none":
             return None, ["energy was turned off (--energy none)"]
@@ -74,7 +72,7 @@ def open_meter(
         case sensor if sensor.startswith("hwmon:"):
             return _asked("hwmon", lambda: HwmonMeter(hwmon, sensor.removeprefix("hwmon:"))), []
         case "cpu":
-            return _asked("cpu", lambda: CpuEstimate(PowerCurve(*cpu_watts) if cpu_watts else None)), []
+            return _asked("cpu", CpuEstimate), []
         case url if url.startswith(SCHEME):
             return _asked("Redfish", lambda: RedfishMeter(url)), []
         case url if "://" in url and "#" in url:

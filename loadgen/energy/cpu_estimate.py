@@ -16,18 +16,8 @@ _POLL_S = 0.5
 """Ticks are 10 ms: half a second of two cores is 100 of them."""
 
 
-class PowerCurve(NamedTuple):
-    """P(u) = idle + (max - idle) u, with u the share of all CPUs' time that was not idle."""
-
-    idle_w: float
-    max_w: float
-
-    def watts(self, utilisation: float) -> float:
-        return self.idle_w + (self.max_w - self.idle_w) * utilisation
-
-
-PER_CPU = PowerCurve(0.74, 3.5)
-"""Watts per logical CPU when no curve is given: the Cloud Carbon Footprint project's averages over server CPUs."""
+IDLE_W, BUSY_W = 0.74, 3.5
+"""Watts of a logical CPU: the Cloud Carbon Footprint project's averages over server CPUs."""
 
 
 class CpuTimes(NamedTuple):
@@ -48,28 +38,23 @@ def read_times(stat: str) -> CpuTimes:
 
 
 class CpuEstimate:
-    """Joules = the curve at the utilisation of each interval, times its length."""
+    """Joules = P(u) times the length of each interval. P(u) = idle + (busy - idle) u, with u the share of all CPUs'
+    time that was not idle."""
 
     poll_s = _POLL_S
 
     def __init__(
-        self,
-        curve: PowerCurve | None = None,
-        *,
-        stat: Path = PROC_STAT,
-        cpus: int | None = None,
-        clock: Callable[[], int] = monotonic_ns,
+        self, *, stat: Path = PROC_STAT, cpus: int | None = None, clock: Callable[[], int] = monotonic_ns
     ) -> None:
         count = cpus or os.cpu_count() or 1
-        self._curve = curve or PowerCurve(PER_CPU.idle_w * count, PER_CPU.max_w * count)
+        self._idle_w, self._busy_w = IDLE_W * count, BUSY_W * count
         self._stat = stat
         self._clock = clock
         self._joules = 0.0
         self._last = self._observe()
-        origin = "as given" if curve else f"a default of {PER_CPU.idle_w} to {PER_CPU.max_w} W per CPU, {count} CPUs"
         self.notes = [
-            f"an estimate, not a measurement: {self._curve.idle_w:.1f} W idle to {self._curve.max_w:.1f} W busy "
-            f"by utilisation ({origin})"
+            f"an estimate, not a measurement: {self._idle_w:.1f} W idle to {self._busy_w:.1f} W busy "
+            f"by utilisation ({IDLE_W} to {BUSY_W} W per CPU, {count} CPUs)"
         ]
 
     @property
@@ -82,7 +67,8 @@ class CpuEstimate:
         if now.total <= last.total:
             return Reading([])
         self._last = t_ns, now
-        watts = self._curve.watts((now.busy - last.busy) / (now.total - last.total))
+        busy = (now.busy - last.busy) / (now.total - last.total)
+        watts = self._idle_w + (self._busy_w - self._idle_w) * busy
         self._joules += max(watts, 0.0) * s_from_ns(t_ns - last_ns)
         return Reading([EnergySample(t_ns, "cpu:all", self._joules)])
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from loadgen.energy.choose import open_meter
 from loadgen.energy.counter_track import AGE_NS, PACKAGE_MAX_W
-from loadgen.energy.cpu_estimate import CpuEstimate, CpuTimes, PowerCurve, read_times
+from loadgen.energy.cpu_estimate import CpuEstimate, CpuTimes, read_times
 from loadgen.energy.rapl import RaplMeter, Wrapping, Zone, find_zones, unwrap
 from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
@@ -265,14 +265,14 @@ def test_another_proc_stat_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("user", "idle", "iowait", "joules"),
-    [(0, 200, 0, 20.0), (200, 0, 0, 100.0), (100, 100, 0, 60.0), (100, 50, 50, 60.0)],
+    [(0, 200, 0, 14.8), (200, 0, 0, 70.0), (100, 100, 0, 42.4), (100, 50, 50, 42.4)],
 )
 def test_the_estimate_is_the_curve_at_the_utilisation_of_each_interval(
     tmp_path: Path, user: int, idle: int, iowait: int, joules: float
 ) -> None:
     stat, clock = tmp_path / "stat", Ticking()
     stat.write_text(STAT.format(user=0, idle=0, iowait=0))
-    meter = CpuEstimate(PowerCurve(10, 50), stat=stat, clock=clock)
+    meter = CpuEstimate(stat=stat, cpus=10, clock=clock)
     clock.ns = 2 * 10**9
     stat.write_text(STAT.format(user=user, idle=idle, iowait=iowait))
     [sample] = meter.read().samples
