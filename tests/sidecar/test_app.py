@@ -360,8 +360,8 @@ async def test_a_request_that_is_no_http_is_a_line_of_the_log_that_quotes_nothin
             peer = await Peer.sends(url, begin)
             assert (await asyncio.wait_for(peer.reader.read(), 60)).split(b" ")[1] == b"400"
             peer.writer.close()
-        peer = await Peer.sends(url, POST)
-        await asyncio.sleep(0.05)
+        peer = await Peer.sends(url, POST.replace(b"Host: x", b"Host: x\r\nExpect: 100-continue"))
+        assert b"100" in await asyncio.wait_for(peer.reader.readline(), 60)
         peer.writer.transport.abort()
         for _ in range(500):
             if len(caplog.records) == 3:
