@@ -367,10 +367,9 @@ async def test_a_request_that_is_no_http_is_a_line_of_the_log_that_quotes_nothin
             if len(caplog.records) == 3:
                 break
             await asyncio.sleep(0.01)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"Error handling request from 127.0.0.1: {error}"
-        for error in ("LineTooLong", "BadHttpMessage", "ConnectionResetError")
-    ]
+    lines = [record.getMessage().split(": ") for record in caplog.records]
+    assert [error for _, error in lines] == ["LineTooLong", "BadHttpMessage", "ConnectionResetError"]
+    assert all(begin.startswith("Error handling request") for begin, _ in lines)
     assert "secret" not in caplog.text and "Traceback" not in caplog.text
 
 
