@@ -21,6 +21,11 @@ ITERATIONS_PER_S = 1e-6
 """Iterations at the least, so that progress always grows with time: too few to count."""
 
 
+SURE_ITERATIONS = 10
+"""Intervals with fewer are joined: a count is off by up to one at either end, and the time between prefills, which has
+what they leave of it, can be short."""
+
+
 class Intervals(NamedTuple):
     """K intervals between samples of an engine, and what it counted in each."""
 
@@ -99,13 +104,16 @@ def engine_progress(intervals: Intervals, phases: Phases, cadence: Cadence) -> P
     decoding_ns = np.where(ones > 0, 0.0, length * share)
     per_ns = np.full(len(length), 1 / cadence.step_ns)
     if intervals.iterations.any():
-        sums = [np.bincount(interval[inside], x[inside], minlength=intervals.size) for x in (ones, decoding_ns)]
-        left = np.maximum(intervals.iterations - sums[0], 0.0)
-        counted = np.where((sums[1] > 0) & (left > 0), sums[0], intervals.iterations)  # in the time of prefills
-        ones *= np.where(inside, np.divide(counted, sums[0], out=np.ones(len(left)), where=sums[0] > 0)[interval], 1.0)
+        begun = np.cumsum(intervals.iterations) - intervals.iterations
+        _, joined = np.unique(begun // SURE_ITERATIONS, return_inverse=True)
+        iterations, group = np.bincount(joined, intervals.iterations), joined[interval]
+        sums = [np.bincount(group[inside], x[inside], minlength=len(iterations)) for x in (ones, decoding_ns)]
+        left = np.maximum(iterations - sums[0], 0.0)
+        counted = np.where((sums[1] > 0) & (left > 0), sums[0], iterations)  # in the time of prefills
+        ones *= np.where(inside, np.divide(counted, sums[0], out=np.ones(len(left)), where=sums[0] > 0)[group], 1.0)
         mean = float(left.sum()) / max(float(sums[1].sum()), 1.0)
-        known = np.divide(left, sums[1], out=np.full(intervals.size, mean), where=sums[1] > 0)
-        per_ns = np.where(inside, known[interval], mean)
+        known = np.divide(left, sums[1], out=np.full(len(left), mean), where=sums[1] > 0)
+        per_ns = np.where(inside, known[group], mean)
     grown = ones + decoding_ns * per_ns + length * ITERATIONS_PER_S / NS_PER_S
     return Progress(t_ns, np.concatenate(([0.0], np.cumsum(grown))))
 

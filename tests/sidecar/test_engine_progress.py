@@ -48,6 +48,14 @@ def test_the_engine_knows_best_how_many_iterations_ran_in_the_time_of_prefills(c
     assert at(progress([counted], [1, 1], (0, 0.5, 0.5), (0.5, 1, 1)), 0.5, 1) == pytest.approx([half_way, counted])
 
 
+def test_a_count_that_comes_an_iteration_late_does_not_move_those_between_prefills() -> None:
+    """Each second has a prefill of 0.9 s and a step of 0.1 s. The engine counts some of them in the next second."""
+    prefills = [(second, second + 0.9, second + 0.9) for second in range(10)]
+    of = progress([1, 3] * 5, [1] * 11, (0, 0, 10), *prefills)
+    ran = [at(of, second, second + 0.9, second + 1) for second in range(10)]
+    assert all(np.diff(part).tolist() == pytest.approx([1, 1], rel=0.1) for part in ran)
+
+
 @pytest.mark.parametrize(
     ("running", "half_way"), [([0, 0], 10), ([1, 0], 2 / 3 * 10), ([0, 1], 2 / 3 * 10), ([1, 2], 5)]
 )
