@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from loadgen.energy.series import EnergySeries
-    from loadgen.stats.arrays import Floats
+    from loadgen.stats.arrays import Floats, Ints
 
 MIN_UPDATES = 20
 """Fewer unambiguous updates do not determine a clock."""
@@ -65,8 +65,26 @@ def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
     not explain, or that may be either of two ticks, is dropped: its two windows become one. The first and the last
     update and those after a gap always stay.
     """
+    clock = _clock_of(series)
+    return series if clock is None else _moved(series, *clock)
+
+
+def align_portion(series: EnergySeries, first: int) -> EnergySeries:
+    """Return the updates from number `first` on, those between the ends at the instants of the clock that the whole
+    series shows. The ends stay where they were seen, so that portions follow one another without a gap."""
+    portion = series.at(slice(first, None))
+    clock = _clock_of(series)
+    if clock is None:
+        return portion
+    clock_ns, explained = clock[0][first:], clock[1][first:]
+    explained[[0, -1]] = False
+    return _moved(portion, clock_ns, explained)
+
+
+def _clock_of(series: EnergySeries) -> tuple[Ints, NDArray[np.bool_]] | None:
+    """Return (instant of each update on the counter's clock, whether the clock explains it); None without a clock."""
     if len(series) < MIN_UPDATES or series.slack_ns is None or not series.slack_ns.any():
-        return series
+        return None
     t_ns = (series.t_ns - series.t_ns[0]).astype(np.float64)
     slack_ns = np.maximum(series.slack_ns, 1).astype(np.float64)
     period_ns = _first_period(t_ns, slack_ns)
@@ -78,17 +96,22 @@ def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
         clock_ns = np.polyval(line, ticks)
         explained = unambiguous & (np.abs(clock_ns - t_ns) <= slack_ns + JITTER_NS)
         if explained[unambiguous].mean() >= MIN_EXPLAINED:
-            break
-    else:
-        return series
+            return np.rint(clock_ns).astype(np.int64) + series.t_ns[0], explained
+    return None
+
+
+def _moved(series: EnergySeries, clock_ns: Ints, explained: NDArray[np.bool_]) -> EnergySeries:
+    """Return the series with the updates that the clock explains at its instants, without the others but for those that
+    always stay; the series itself if they would be out of order."""
     permanent = np.zeros(len(series), dtype=np.bool_) if series.gap is None else series.gap.copy()
     permanent[[0, -1]] = True
     keep = explained | permanent
-    aligned_ns = np.where(explained, np.rint(clock_ns), t_ns).astype(np.int64)[keep] + series.t_ns[0]
+    aligned_ns = np.where(explained, clock_ns, series.t_ns)[keep]
     if (np.diff(aligned_ns) <= 0).any():
         return series
-    uncertainty_ns = np.where(explained, JITTER_NS, slack_ns).astype(np.int64)[keep]
-    return replace(series.at(keep), t_ns=aligned_ns, slack_ns=uncertainty_ns)
+    kept = series.at(keep)
+    slack_ns = None if kept.slack_ns is None else np.where(explained[keep], JITTER_NS, kept.slack_ns)
+    return replace(kept, t_ns=aligned_ns, slack_ns=slack_ns)
 
 
 def _first_period(t_ns: Floats, slack_ns: Floats) -> float:
@@ -128,10 +151,14 @@ def _fit_line(ticks: Floats, t_ns: Floats, slack_ns: Floats) -> Floats:
     """Return (T, a) of the line through as many of the intervals t +- slack as can be; step 2 of the derivation."""
     earliest_ns, latest_ns = t_ns - slack_ns, t_ns + slack_ns
     line = np.polyfit(ticks, t_ns, 1, w=1 / slack_ns)
+    slope, at_0 = line.tolist()
+    centred = ticks - ticks.mean()
+    per_slope = centred / (centred @ centred)
     for _ in range(PROJECTIONS):
-        line = np.polyfit(ticks, np.clip(np.polyval(line, ticks), earliest_ns, latest_ns), 1)
-    line_ns = np.polyval(line, ticks)
+        nearest_ns = np.clip(slope * ticks + at_0, earliest_ns, latest_ns)
+        slope = float(per_slope @ nearest_ns)
+        at_0 = float(nearest_ns.mean() - slope * ticks.mean())
+    line_ns = slope * ticks + at_0
     lower_ns = np.percentile(earliest_ns - line_ns, 100 - OUTLIER_PERCENT)
     upper_ns = np.percentile(latest_ns - line_ns, OUTLIER_PERCENT)
-    line[1] += (lower_ns + upper_ns) / 2
-    return line
+    return np.array([slope, at_0 + (lower_ns + upper_ns) / 2])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loadgen.energy.counter_clock import JITTER_NS, MIN_UPDATES, align_to_counter_clock
+from loadgen.energy.counter_clock import JITTER_NS, MIN_UPDATES, align_portion, align_to_counter_clock
 from loadgen.energy.series import EnergySeries
 
 MS = 1_000_000
@@ -100,3 +100,28 @@ def test_of_two_updates_on_one_tick_neither_is_believed() -> None:
     aligned = align_to_counter_clock(EnergySeries("gpu:0", t_ns, seen.mj, seen.slack_ns))
     assert len(aligned) == 198 and not np.isin(seen.mj[[100, 101]], aligned.mj).any()
     assert aligned.total_mj == seen.total_mj
+
+
+def test_a_portion_has_the_clock_of_what_came_before_it_and_keeps_its_ends() -> None:
+    seen, true_ns = regular(60, 100)
+    portion = align_portion(seen, 45)
+    assert portion.t_ns[[0, -1]].tolist() == seen.t_ns[[45, -1]].tolist()
+    assert np.abs(portion.t_ns - true_ns[45:])[1:-1].max() < 2 * MS
+    assert portion.mj.tolist() == seen.mj[45:].tolist()
+    assert portion.slack_ns is not None
+    assert portion.slack_ns.tolist() == [15 * MS, *[JITTER_NS] * 13, 15 * MS]
+
+
+@pytest.mark.parametrize(("updates", "first"), [(60, 58), (MIN_UPDATES - 1, 5), (2, 0)])
+def test_a_portion_without_a_clock_or_without_an_interior_is_as_it_was_seen(updates: int, first: int) -> None:
+    seen, _ = regular(updates, 100)
+    assert align_portion(seen, first).t_ns.tolist() == seen.t_ns[first:].tolist()
+
+
+def test_portions_that_follow_one_another_have_all_energy_and_all_time_once() -> None:
+    seen, _ = regular(200, 100)
+    portions = [align_portion(seen.at(slice(0, end + 1)), end - 50) for end in (50, 100, 150)]
+    assert [(int(p.t_ns[0]), int(p.t_ns[-1])) for p in portions] == [
+        (int(seen.t_ns[end - 50]), int(seen.t_ns[end])) for end in (50, 100, 150)
+    ]
+    assert sum(portion.total_mj for portion in portions) == int(seen.mj[150] - seen.mj[0])
