@@ -3,6 +3,7 @@
     python -m benchmarks.accuracy.attribution_gpu run DIR [--base-url URL] [--seconds 240] [--load 1] [--only NAME]
     python -m benchmarks.accuracy.attribution_gpu analyse DIR
     python -m benchmarks.accuracy.attribution_gpu figure DIR > docs/concepts/attribution-windows.svg
+    python -m benchmarks.accuracy.attribution_gpu prices [DIR ...]
 
 `run` replays against a live server, one run folder each:
 
@@ -11,7 +12,9 @@
     code       the code requests of the mix alone, at the same instants
     identical  bursts of 8 equal requests: each must get 1/8 of its burst
 
-`analyse` needs no GPU: it reads the folders. Those in docs/results were measured on an H200.
+`analyse` needs no GPU: it reads the folders. Those in docs/results were measured on an H200. `prices` prints ratios of
+the prices in run folders, which the live fit's prior is made from; by default in those of a dense model of 8B in
+docs/results, other than of equal requests.
 """
 
 import argparse
@@ -40,6 +43,13 @@ from loadgen.workload.trace import TraceRequest, read_trace, write_trace
 TRACES = Path(__file__).parents[2] / "traces"
 RATES = {"chat": 4.0, "code": 2.0}
 BURSTS, BURST_SIZE, BURST_EVERY_S = 10, 8, 3.0
+RESULTS = Path(__file__).parents[2] / "docs/results"
+DENSE = [
+    *(RESULTS / f"{gpu}-2026" / kind / name for gpu in ("h100", "h200") for kind in ("attribution", "held-out")
+      for name in ("chat", "code", "mix") if (kind, name) != ("held-out", "mix")),
+    RESULTS / "h200-2026/soak-5min",
+]  # fmt: skip
+"""Recordings of a dense model of 8B."""
 PARTS = {"identical": 1.0, "mix": 1.0, "chat": 0.4, "code": 0.4}
 """Duration of each run as a share of --seconds."""
 
@@ -218,21 +228,47 @@ def _panel(x: float, title: str, series: EnergySeries, work: EngineSteps) -> str
     return frame + same + dots + ticks + head + foot
 
 
+def prices(folders: list[Path]) -> str:
+    """Return, for each run, the prompt tokens that cost as much as a step, those of context that cost as much as one,
+    and those that cost as much as a decoded token; and the medians of each GPU."""
+    ratios: dict[str, list[tuple[float, float, float]]] = {}
+    lines = ["run: tokens of a step, context of a token, tokens of a decoded one"]
+    for folder in folders:
+        result = load(folder)
+        steps = engine_steps_of(result.records, result.engine)
+        [series] = outermost_series(result)
+        fit = fit_coefficients(align_phase(align_to_counter_clock(series), steps), steps)
+        token_j = fit.prefill_token_j
+        context = token_j / fit.decode_context_j if fit.decode_context_j else np.inf
+        gpu = folder.relative_to(RESULTS).parts[0] if folder.is_relative_to(RESULTS) else ""
+        ratios.setdefault(gpu, []).append((fit.step_j / token_j, context, fit.decode_token_j / token_j))
+        lines.append(f"{folder}: {' '.join(f'{ratio:.3g}' for ratio in ratios[gpu][-1])}")
+    for gpu, rows in ratios.items():
+        lines.append(f"median {gpu}: {' '.join(f'{ratio:.3g}' for ratio in np.median(rows, axis=0))}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "analyse", "figure"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=["run", "analyse", "figure", "prices"])
+    parser.add_argument("folder", type=Path, nargs="*")
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--load", type=float, default=1.0, help="multiple of the rates")
     parser.add_argument("--only", choices=list(PARTS))
     options = parser.parse_args()
+    if options.what == "prices":
+        print(prices(options.folder or DENSE))
+        return
+    if len(options.folder) != 1:
+        parser.error(f"{options.what} takes one folder")
+    [folder] = options.folder
     if options.what == "run":
-        run(options.folder, options.base_url, options.seconds, options.load, options.only)
+        run(folder, options.base_url, options.seconds, options.load, options.only)
     elif options.what == "figure":
-        print(figure(load(options.folder / "mix")), end="")
+        print(figure(load(folder / "mix")), end="")
     else:
-        print(json.dumps(report(options.folder), indent=1))
+        print(json.dumps(report(folder), indent=1))
 
 
 if __name__ == "__main__":

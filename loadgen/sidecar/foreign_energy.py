@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats
 
-STEP_TOKENS = 200
+STEP_TOKENS = 160
 """Prompt tokens that cost as much as a step, before anything is fitted: a GPU computes about as many 16-bit operations
-for a byte that it reads (an A100 156, an H100 295), and a step reads every weight once."""
+for a byte that it reads (an A100 156, an H100 295), and a step reads every weight once. 160 lies between what
+recordings of an H200 and an H100 have (`python -m benchmarks.accuracy.attribution_gpu prices`: 139 and 189)."""
 PRIOR = Coefficients(step_j=1.0, prefill_token_j=1 / STEP_TOKENS, prefill_context_j=0.0,
                      decode_token_j=1 / STEP_TOKENS, decode_context_j=0.0, idle_w=None)  # fmt: skip
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 ALIKE = 0.1**2
 """Variance of the error of a step's share in the energy of a window."""
-CONTEXT_TOKENS = 700
-"""Tokens of context that a decode reads for the energy of computing one, of a model with grouped queries."""
+CONTEXT_TOKENS = 750
+"""Tokens of context that a decode reads for the energy of computing one, of a model with grouped queries: between what
+the recordings of STEP_TOKENS have, 879 and 635."""
 
 
 @dataclass(frozen=True)
