@@ -26,6 +26,26 @@ if TYPE_CHECKING:
 IterationsAt = Callable[[Ints], Floats]
 
 
+class PrefillProgress(NamedTuple):
+    """Shares of prefills that are done at instants, and linear between."""
+
+    place: Floats
+    """Instants: time after the beginning of a prefill, all of which are one after another here."""
+    done: Floats
+    length_ns: float
+    """Time that each prefill has there."""
+
+    @classmethod
+    def of(cls, row: Ints, after_ns: Ints, done: Floats) -> PrefillProgress:
+        """Return the progress of prefills, which are rows of phases, in the order of these and of time."""
+        length_ns = float(after_ns.max()) + 1
+        return cls(np.asarray(row * length_ns + after_ns), done, length_ns)
+
+    def at(self, row: Ints, after_ns: Ints) -> Floats:
+        """Return the share of prefills that is done so long after they began."""
+        return np.asarray(np.interp(row * self.length_ns + after_ns, self.place, self.done))
+
+
 class Phases(NamedTuple):
     """Prefills and decodes of n requests: P rows of both kinds. A request without tokens has neither."""
 
@@ -96,10 +116,12 @@ def slot_steps(
     slot_ns: int,
     unseen_ns: Ints,
     iterations: IterationsAt | None = None,
+    prefills: PrefillProgress | None = None,
 ) -> EngineSteps:
     """Return the work done in [start, end]: a step for each prefill and each slot between prefills.
 
     iterations: number of iterations until each instant, by which decodes go on, of which these phases may be a part.
+    prefills: progress of the prefills; None: it is even.
     """
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
@@ -125,6 +147,10 @@ def slot_steps(
     # Share of its phase that each row has behind it at either end: both lie in its cell, where progress is a line.
     done_at_start = (origin + speed * (from_ns - edges[cell])) / length
     done_at_end = (origin + speed * (to_ns - edges[cell])) / length
+    if prefills is not None:
+        own = np.flatnonzero(prefilling)
+        for done, t_ns in ((done_at_start, from_ns), (done_at_end, to_ns)):
+            done[own] = prefills.at(row[own], t_ns[own] - phases.start_ns[row[own]])
     tokens = phases.tokens[row] * (done_at_end - done_at_start)
     present = np.bincount(cell, minlength=len(edges)) > 0
     used, step = np.flatnonzero(present), (np.cumsum(present) - 1)[cell]

@@ -21,7 +21,8 @@ import numpy as np
 
 from loadgen.attribution.cost_model import overlap
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad
-from loadgen.attribution.span_steps import cadence_of, phases_of
+from loadgen.attribution.span_chunks import prefill_progress
+from loadgen.attribution.span_steps import cadence_of, phases_of, slot_for, slot_steps
 from loadgen.sidecar.engine_progress import Intervals, Progress, engine_progress, intervals_of
 from loadgen.sidecar.watermark import SpanTimes
 
@@ -129,6 +130,29 @@ def engine_view(
     first = max(int(np.searchsorted(whole.edges_ns, start_ns, side="right")) - 2, 0)
     part = whole.part(first, int(np.searchsorted(whole.edges_ns, end_ns, side="left")) + 1)
     return EngineView(part, foreign_work(part, phases, progress, at_end=at_end), progress)
+
+
+def rebuilt_steps(
+    requests: Sequence[RequestSpan],
+    view: EngineView | None,
+    start_ns: int,
+    end_ns: int,
+    unseen_ns: Ints,
+    max_rows: int,
+    *,
+    at_end: bool,
+    chunked: bool = False,
+) -> EngineSteps:
+    """Return the engine's steps in [start, end] by the spans, and other clients' work by the engine's counters.
+
+    chunked: place the parts of a prompt where the steps had room for them.
+    """
+    phases = phases_of(requests)
+    cadence, progress = cadence_of(phases), view.progress.at if view else None
+    slot_ns = slot_for(phases, cadence, start_ns, end_ns, max_rows)
+    prefills = prefill_progress(phases, cadence, start_ns, end_ns) if chunked else None
+    steps = slot_steps(phases, cadence, start_ns, end_ns, slot_ns, unseen_ns, progress, prefills)
+    return with_foreign(steps, view, at_end=at_end) if view else steps
 
 
 def with_foreign(steps: EngineSteps, view: EngineView, *, at_end: bool) -> EngineSteps:

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise, takewhile
+from itertools import chain, dropwhile, islice, pairwise, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from loadgen.attribution.cost_model import cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
-from loadgen.attribution.span_steps import cadence_of, first_token_of, phases_of, slot_for, slot_steps
+from loadgen.attribution.span_steps import first_token_of, phases_of
+from loadgen.energy.counter_clock import align_portion
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, accelerators
 from loadgen.sidecar.accounts import MAX_LABEL_VALUES, Account, AccountKey, Accounts, OpenRequest
 from loadgen.sidecar.foreign_energy import foreign_cost, prior_prices
-from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, with_foreign
+from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, rebuilt_steps
 from loadgen.sidecar.live_fit import LiveFit, fit_live
 from loadgen.sidecar.span_join import SpanJoin
 from loadgen.sidecar.watermark import (
@@ -42,7 +43,6 @@ from loadgen.telemetry.engine_sample import PROMPT_COUNTERS, EngineSample, count
 from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s_from_ns
 
 if TYPE_CHECKING:
-    from loadgen.attribution.engine_steps import EngineSteps
     from loadgen.telemetry.otlp_parse import RequestSpan, SpanLabels
 
 FUTURE_NS = 2 * NS_PER_S
@@ -63,7 +63,10 @@ REPORTING_NS = 600 * NS_PER_S
 """Clients that sent a span within this time send one of each of their requests."""
 VIEW_NS = NS_PER_S
 """The engine's counters are looked at from this long before a portion on: two of their intervals are in it."""
-COMMIT_ROWS = 10_000
+CLOCK_UPDATES = 200
+"""Updates of a counter before a portion that show, with those in it, when it really updates."""
+COMMIT_ROWS, COMMIT_ROWS_PER_S, MOST_COMMIT_ROWS = 10_000, 2_000, 50_000
+"""Rows of the work of a portion: at the least, of each second, and at the most."""
 FIT_ROWS = 20_000
 MAX_OPEN = 20_000
 """Requests that are not closed yet."""
@@ -168,6 +171,12 @@ class _Domain:
     def energy(self) -> DomainEnergy:
         counted_mj = self.points[-1].mj if self.points else 0
         return DomainEnergy(self.domain, self.committed.mj - self.start_mj, counted_mj - self.committed.mj)
+
+    def portion(self, points: Sequence[_EnergyPoint]) -> EnergySeries:
+        """The newest points, which those before them help to place in time."""
+        older = dropwhile(lambda point: point.t_ns >= points[0].t_ns, reversed(self.points))
+        before = list(islice(older, CLOCK_UPDATES))
+        return align_portion(self.series([*reversed(before), *points]), len(before))
 
     def series(self, points: Sequence[_EnergyPoint]) -> EnergySeries:
         t_ns, mj, gap, slack_ns, counted = zip(*points, strict=True)
@@ -386,7 +395,8 @@ class Ledger:
         for name in pending:
             self._fit(name, end_ns, now_ns)
         engine = self._engine(requests, start_ns, end_ns)
-        steps = self._steps(requests, engine, start_ns, end_ns, COMMIT_ROWS)
+        unseen_ns, max_rows = self._unseen_in(requests, start_ns, end_ns), commit_rows(end_ns - start_ns)
+        steps = rebuilt_steps(requests, engine, start_ns, end_ns, unseen_ns, max_rows, at_end=self._at_end)
         foreign = 0.0 if steps.foreign is None else float(steps.foreign.decode.sum())
         if foreign > FOREIGN_SHARE * float(steps.decode.sum()) and now_ns >= self._fitted_ns + FIRST_FIT_NS:
             self._refit_ns = 0  # beside other clients the prices decide the total, not only the shares
@@ -399,7 +409,7 @@ class Ledger:
         windows_j2, law_j = np.zeros(len(entries)), np.zeros(len(entries))
         total_mj = 0
         for name, points in pending.items():
-            series = self._domains[name].series(points)
+            series = self._domains[name].portion(points)
             prices = self._fitted.prices if self._fitted else prior_prices(series, steps, self._idle_w)
             costs = cost_shares(steps, prices, self._idle_w or 1.0)
             foreign_j = foreign_cost(series, steps, prices, costs, self._idle_w)
@@ -433,20 +443,6 @@ class Ledger:
                 self._accounts.charge(entry, prefill, decode)
                 entry.add_errors(variance_j2 if self._fitted else None, error_j)
 
-    def _steps(
-        self, requests: Sequence[RequestSpan], engine: EngineView | None, start_ns: int, end_ns: int, max_rows: int
-    ) -> EngineSteps:
-        """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
-        phases = phases_of(requests)
-        first = max(bisect_right(self._samples, start_ns, key=itemgetter("t_ns")) - 1, 0)
-        end = bisect_left(self._samples, end_ns, key=itemgetter("t_ns")) + 1
-        samples = list(islice(self._samples, first, end))  # those inside [start, end], and the one on either side
-        unseen_ns = self._unseen(requests, samples)
-        cadence, progress = cadence_of(phases), engine.progress.at if engine else None
-        slot_ns = slot_for(phases, cadence, start_ns, end_ns, max_rows)
-        steps = slot_steps(phases, cadence, start_ns, end_ns, slot_ns, unseen_ns, progress)
-        return with_foreign(steps, engine, at_end=self._at_end) if engine else steps
-
     def _engine(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> EngineView | None:
         """The engine around [start, end], and since the earliest of these requests began."""
         since_ns = min([start_ns, *(request.start_ns for request in requests)]) - VIEW_NS
@@ -464,6 +460,12 @@ class Ledger:
         self._coverage.append((end_ns, spans, generated))
         while self._coverage[0][0] < end_ns - COVERAGE_NS:
             self._coverage.popleft()
+
+    def _unseen_in(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> NDArray[np.int64]:
+        """The `_unseen` of the samples in [start, end], and of the one on either side."""
+        first = max(bisect_right(self._samples, start_ns, key=itemgetter("t_ns")) - 1, 0)
+        end = bisect_left(self._samples, end_ns, key=itemgetter("t_ns")) + 1
+        return self._unseen(requests, list(islice(self._samples, first, end)))
 
     def _unseen(self, requests: Sequence[RequestSpan], samples: Sequence[EngineSample]) -> NDArray[np.int64]:
         """int64[k, 2]: intervals with a request whose work is unknown: a span without tokens, or no span at all."""
@@ -494,7 +496,11 @@ class Ledger:
         if engine and self._at_end != (at_end := counts_at_end(engine.intervals, phases_of(requests))):
             self._at_end = at_end
             engine = self._engine(requests, points[0].t_ns, end_ns)
-        steps = self._steps(requests, engine, points[0].t_ns, end_ns, FIT_ROWS)
+        start_ns = points[0].t_ns
+        unseen_ns = self._unseen_in(requests, start_ns, end_ns)
+        steps = rebuilt_steps(
+            requests, engine, start_ns, end_ns, unseen_ns, FIT_ROWS, at_end=self._at_end, chunked=True
+        )
         fit = fit_live(domain.series(points), steps)
         self._idle_w = self._idle_w if fit.prices.idle_w is None else fit.prices.idle_w
         if fit.prices.r_squared is not None and fit.prices.values.any():
@@ -569,6 +575,15 @@ class Ledger:
         )
         snapshot.check()
         return snapshot
+
+
+def commit_rows(length_ns: int) -> int:
+    """Return how many rows the work of a portion may have; steps are joined where it would be more.
+
+    A portion is long where requests are long. Its steps must not be joined for that: who is in a joined step for a part
+    of it has the share of a member.
+    """
+    return min(max(COMMIT_ROWS, COMMIT_ROWS_PER_S * length_ns // NS_PER_S), MOST_COMMIT_ROWS)
 
 
 def gaps(points: Sequence[_EnergyPoint]) -> list[tuple[int, int]]:

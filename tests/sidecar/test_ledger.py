@@ -859,7 +859,7 @@ def test_a_portion_is_judged_by_the_looks_in_it_and_around_it(
     ledger = Ledger([GPU])
     for second in range(10):
         ledger.add_engine_sample({"t_ns": second * NS_PER_S})
-    ledger._steps([], None, ns_from_s(start_s), ns_from_s(end_s), 100)
+    ledger._unseen_in([], ns_from_s(start_s), ns_from_s(end_s))
     assert looked == [second * NS_PER_S for second in looked_s]
 
 
@@ -921,3 +921,8 @@ def test_a_prompts_energy_waits_for_its_client_who_reports_when_another_engine_h
     accounts = ledger.snapshot(now_ns).accounts
     assert {key[1]: account.decode_mj for key, account in accounts.items()} == {"chat": 0, "code": 0, "unlabelled": 0}
     assert all(accounts["m", workload].prefill_mj > 0 for workload in ("chat", "code"))
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(2, 10_000), (5, 10_000), (10, 20_000), (25, 50_000), (600, 50_000)])
+def test_a_long_portion_may_have_more_rows_up_to_a_bound(seconds: int, rows: int) -> None:
+    assert books.commit_rows(seconds * NS_PER_S) == rows
