@@ -38,9 +38,12 @@ class _BackgroundReader:
             self._thread.start()
         return [self._readings.popleft() for _ in range(len(self._readings))]
 
-    def close(self) -> None:
-        """End the thread and close the meter, unless a read that never returned still holds it."""
+    def stop(self) -> None:
+        """Begin no further read."""
         self._stopping.set()
+
+    def close(self) -> None:
+        """Wait for the thread, and close the meter unless a read that never returned still holds it."""
         if self._thread.ident is not None:
             self._thread.join(_JOIN_S)
         if not self._thread.is_alive():
@@ -112,6 +115,8 @@ class SeveralMeters:
         )
 
     def close(self) -> None:
+        for reader in self._others:
+            reader.stop()
         for reader in self._others:
             reader.close()
         self._first.close()

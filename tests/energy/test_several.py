@@ -96,6 +96,24 @@ def test_a_meter_that_hangs_delays_no_other() -> None:
     meter.close()
 
 
+def test_meters_that_answer_slowly_end_together() -> None:
+    """Each read answers once no further one begins of any meter: closed in turn, the first would wait for ever."""
+    reading = threading.Semaphore(0)
+
+    def slow() -> Reading:
+        reading.release()
+        for reader in meter._others:
+            reader._stopping.wait(10)
+        return Reading([])
+
+    meters = {f"URL {n}": Counter(f"machine:{n}", answer=slow) for n in range(5)}
+    meter = SeveralMeters({"nvml": Counter("gpu:0"), **meters})
+    meter.read()
+    assert all(reading.acquire(timeout=10) for _ in meters)
+    meter.close()
+    assert all(one.closed for one in meters.values())
+
+
 def test_a_bug_of_a_meter_reaches_the_reader() -> None:
     def broken() -> Reading:
         raise ZeroDivisionError
