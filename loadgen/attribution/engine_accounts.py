@@ -55,10 +55,10 @@ def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] =
     saved, it is the bound of any correlation, the sum of the errors. Where it is only likely that an engine served a
     request, with probability p, the standard error grows by sqrt(p (1 - p)) of its joules there: they may be another's.
     """
-    roles = [_by_role(share) for share in shares]
+    joint = {gpus.gpus: gpus.sums for gpus in shared}
+    roles = [_by_role(share, share.gpus in joint) for share in shares]
     parts = [part for part in roles if part is not None]
     rejected = [part for part in parts if part.rejected_joules is not None]
-    joint = {gpus.gpus: gpus.sums for gpus in shared}
     by_gpus: dict[int, list[RunAttribution]] = {}
     for share, part in zip(shares, roles, strict=True):
         if part is not None:
@@ -92,10 +92,14 @@ def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] =
     return whole
 
 
-def _by_role(share: EngineShare) -> RunAttribution | None:
+def _by_role(share: EngineShare, is_joint: bool) -> RunAttribution | None:
     """Return the attribution with all joules in the phase that the engine computes. The joules of the other phase are
     another engine's, and not known here. What an engine that only generates has of a prompt came from another engine,
-    and is no saving of its cache."""
+    and is no saving of its cache.
+
+    is_joint: it shares its GPUs, and errors of its attribution are of what its requests used at both engines: the part
+    of its phase is its own.
+    """
     if share.attribution is None:
         return None
     attribution = msgspec.structs.replace(share.attribution, named_by=share.named_by)
@@ -111,11 +115,17 @@ def _by_role(share: EngineShare) -> RunAttribution | None:
         )
         for request in attribution.requests
     ]
+    of_phase = {
+        name: errors.prefill_se_joules if is_prefill else errors.decode_se_joules
+        for name, errors in attribution.sums.items()
+    }
+    own = of_phase if is_joint else {name: errors.attributed_se_joules for name, errors in attribution.sums.items()}
     sums = {
         name: msgspec.structs.replace(
             errors,
-            prefill_se_joules=errors.attributed_se_joules if is_prefill else 0.0,
-            decode_se_joules=0.0 if is_prefill else errors.attributed_se_joules,
+            attributed_se_joules=own[name],
+            prefill_se_joules=own[name] if is_prefill else 0.0,
+            decode_se_joules=0.0 if is_prefill else own[name],
             saved_se_joules=errors.saved_se_joules if is_prefill else None,
             recomputed_se_joules=errors.recomputed_se_joules if is_prefill else None,
         )

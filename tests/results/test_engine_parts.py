@@ -211,3 +211,7 @@ def test_engines_that_share_a_gpu_have_an_account_each_and_its_idle_power_counts
     of_engines = sum(account.measured_mj for account in attribution.engines.values())
     assert attribution.measured_mj >= of_engines
     assert all(account.idle_mj == 0 for account in attribution.engines.values())
+    for name, whole in attribution.sums.items():
+        first, second = (account.sums[name].attributed_se_joules for account in attribution.engines.values())
+        assert abs(first - second) <= 1.05 * whole.attributed_se_joules, "whatever their correlation is"
+        assert whole.attributed_se_joules <= 1.05 * (first + second) and first != second
