@@ -5,7 +5,7 @@
 In this process a simulated server plays the requests (submitted to its engine directly, so that no stream costs
 time), serves its counter and metrics, and sends a span per request every 5 s, as vLLM's exporter does. The sidecar is
 a separate process; its metrics page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is
-user + system of /proc/PID/stat. The shares of the parts are thread CPU times, taken around each call inside that
+user + system of all its threads. The shares of the parts are thread CPU times, taken around each call inside that
 process. With --otlp the sidecar pushes its metrics every 10 s, and a span for each request, to a collector in this
 process.
 
@@ -20,6 +20,7 @@ measures only how many of TGI's spans of tokens a core drops in a second.
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -113,9 +114,11 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """User + system, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """User + system, all threads, to the nanosecond; /proc/PID/stat counts hundredths of a second."""
+    clock = ctypes.c_int()
+    if ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise ProcessLookupError(pid)
+    return time.clock_gettime(clock.value)
 
 
 def resident_mb(pid: int) -> float:

@@ -250,7 +250,8 @@ def slot_edges(phases: Phases, cadence: Cadence, slot_ns: int) -> tuple[Ints, Fl
     between = gap_from[gap] + nth * length[gap] // slots[gap]
     in_stretches = cadence.edges_ns
     if (several := round(slot_ns / cadence.step_ns)) > 1:
-        apart = np.isin(in_stretches, cadence.starts_ns) | np.isin(in_stretches, cadence.ends_ns)
+        apart = np.zeros(len(in_stretches), np.bool_)
+        apart[np.searchsorted(in_stretches, np.concatenate((cadence.starts_ns, cadence.ends_ns)))] = True
         place = np.arange(len(in_stretches))
         kept = apart | ((place - np.maximum.accumulate(np.where(apart, place, 0))) % several == 0)
         in_stretches = in_stretches[kept]
