@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import http.client
-import io
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from email import message_from_bytes
 from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +23,7 @@ from loadgen.errors import MeterError, NoAnswerError
 
 if TYPE_CHECKING:
     import socket
-
-    from _typeshed import WriteableBuffer
+    from email.message import Message
 
 TIMEOUT_S = 2.0
 """Limit of each wait for the server: to connect, and for the next bytes."""
@@ -32,16 +31,16 @@ MAX_WAITS = 10
 """A whole response may take as many times as long."""
 MAX_BODY_BYTES = 8 << 20
 _PART_BYTES = 1 << 16
-MAX_LINE_BYTES = 1 << 16
-MAX_LINES = 100
-"""Limit of the lines of a head or of trailers, and of interim responses."""
+MAX_HEAD_BYTES = 1 << 16
+"""Limit of a head, and of a line or the trailers of a chunked body."""
+MAX_INTERIM = 100
+"""Interim responses before one that counts."""
 
 _TARGET = re.compile(r"/[!-~]*")
 _FIELD = re.compile(r"[!-9;-~]+: [\t -~\xa0-\xff]*")
-_STATUS = re.compile(rb"HTTP/1\.([01]) +([1-5][0-9][0-9])\b")
-_FRAMING = re.compile(
-    rb"^(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE
-)
+_LINE_END, _HEAD_END = re.compile(rb"\n"), re.compile(rb"\n\r?\n")
+_STATUS = re.compile(rb"HTTP/1\.([01]) +([1-5][0-9][0-9])\b[^\n]*\n")
+_FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)")
 _LENGTH = re.compile(rb"[0-9]{1,18}[ \t]*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
 
@@ -61,33 +60,61 @@ class HttpResponse(NamedTuple):
     received_ns: int
 
     @property
-    def headers(self) -> http.client.HTTPMessage:
+    def headers(self) -> Message:
         """The fields by name."""
-        return http.client.parse_headers(io.BytesIO(self.fields))
+        return message_from_bytes(self.fields)
 
 
 class BodyTooLargeError(http.client.HTTPException):
     """A body that exceeds the client's limit."""
 
 
-class _Incoming(io.RawIOBase):
+class Incoming:
     """The bytes that a socket receives until an instant: a server that sends one now and then does not hold the
     caller."""
 
     def __init__(self, connection: socket.socket, wait_s: float) -> None:
         """wait_s: limit of each wait."""
         self._connection, self._wait_s = connection, wait_s
+        self._pending = b""
         self.end_s = 0.0
         """Limit of all waits, by `monotonic`."""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def some(self) -> bytes:
+        """Return the next bytes; none at the end of the connection."""
+        if self._pending:
+            pending, self._pending = self._pending, b""
+            return pending
         if (left_s := self.end_s - monotonic()) <= 0:
             raise TimeoutError
         self._connection.settimeout(min(self._wait_s, left_s))
-        return self._connection.recv_into(buffer)
+        return self._connection.recv(_PART_BYTES)
+
+    def until(self, end: re.Pattern[bytes]) -> bytes:
+        """Return the bytes up to and with this end; none if the connection ended before them."""
+        data = self.some()
+        while data and not (match := end.search(data)):
+            if len(data) > MAX_HEAD_BYTES:
+                raise http.client.HTTPException("a head without an end")
+            if not (more := self.some()):
+                raise http.client.IncompleteRead(data)
+            data += more
+        if data and match:
+            data, self._pending = data[: match.end()], data[match.end() :]
+        return data
+
+    def parts(self, length: int | None) -> Iterator[bytes]:
+        """Yield so many bytes as they come; None: up to the end of the connection."""
+        while length is None or length > 0:
+            part = self.some()
+            if not part:
+                if length is not None:
+                    raise http.client.IncompleteRead(part, length)
+                return
+            if length is not None:
+                part, self._pending = part[:length], part[length:]
+                length -= len(part)
+            yield part
 
 
 class HttpClient:
@@ -118,8 +145,7 @@ class HttpClient:
         else:
             self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
         self._address = parts.netloc.rpartition("@")[2]
-        self._incoming: _Incoming
-        self._file: io.BufferedReader
+        self._incoming: Incoming
         """The bytes that the open connection receives."""
 
     def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
@@ -136,9 +162,9 @@ class HttpClient:
             sent_ns = self._clock()
             self._connection.sock.sendall(request)
             self._incoming.end_s = monotonic() + MAX_WAITS * self._timeout_s
-            framing, fields = read_head(self._file)
+            framing, fields = read_head(self._incoming)
             received_ns = self._clock()
-            content = self._body(framing.parts(self._file))
+            content = self._body(framing.parts(self._incoming))
         except REQUEST_ERRORS:
             self.close()
             raise
@@ -151,8 +177,7 @@ class HttpClient:
 
     def _open(self) -> None:
         self._connection.connect()
-        self._incoming = _Incoming(self._connection.sock, self._timeout_s)
-        self._file = io.BufferedReader(self._incoming)
+        self._incoming = Incoming(self._connection.sock, self._timeout_s)
 
     @cached_property
     def _fields(self) -> bytes:
@@ -187,68 +212,53 @@ class Framing(NamedTuple):
     persistent: bool
     """True if the connection can be used for another request."""
 
-    def parts(self, file: io.BufferedReader) -> Iterator[bytes]:
+    def parts(self, incoming: Incoming) -> Iterator[bytes]:
         """Read the body."""
         if not self.chunked:
-            yield from _read(file, self.length)
+            yield from incoming.parts(self.length)
             return
         while True:
-            size = _SIZE.match(line := file.readline(MAX_LINE_BYTES))
+            size = _SIZE.match(line := incoming.until(_LINE_END))
             if size is None:
                 raise http.client.HTTPException(f"a chunk's size {line[:40]!r}")
             if (length := int(size[1], 16)) == 0:
                 break
-            yield from _read(file, length)
-            if file.readline(3) not in (b"\r\n", b"\n"):
+            yield from incoming.parts(length)
+            if incoming.until(_LINE_END) not in (b"\r\n", b"\n"):
                 raise http.client.HTTPException("a chunk longer than its size")
-        _read_lines(file)
+        trailers = 0
+        while (line := incoming.until(_LINE_END)) not in (b"\r\n", b"\n"):
+            trailers += len(line)
+            if not line or trailers > MAX_HEAD_BYTES:
+                raise http.client.HTTPException("trailers without an end")
 
 
-def read_head(file: io.BufferedReader) -> tuple[Framing, bytes]:
+def read_head(incoming: Incoming) -> tuple[Framing, bytes]:
     """Read the head of a response; return its framing, and its fields as they came. Interim responses are skipped."""
-    for _ in range(MAX_LINES):
-        if not (line := file.readline(MAX_LINE_BYTES)):
+    for _ in range(MAX_INTERIM):
+        if not (head := incoming.until(_HEAD_END)):
             raise http.client.RemoteDisconnected("the server closed the connection without a response")
-        status_line = _STATUS.match(line)
+        status_line = _STATUS.match(head)
         if status_line is None:
-            raise http.client.BadStatusLine(repr(line[:60]))
-        fields, status = _read_lines(file), int(status_line[2])
+            raise http.client.BadStatusLine(repr(head[:60]))
+        fields, status = head[status_line.end() :], int(status_line[2])
         if status >= 200:
-            framing = {name.lower(): value for name, value in _FRAMING.findall(fields)}
-            length = None
-            chunked = b"chunked" in framing.get(b"transfer-encoding", b"").lower()
-            if status in (204, 304):
-                length = 0
-            elif not chunked and b"content-length" in framing:
-                if not _LENGTH.fullmatch(framing[b"content-length"]):
-                    raise http.client.HTTPException(f"content-length {framing[b'content-length'][:40]!r}")
-                length = int(framing[b"content-length"])
-            ends = chunked or length is not None
-            persistent = ends and status_line[1] == b"1" and b"close" not in framing.get(b"connection", b"").lower()
-            return Framing(status, chunked, length, persistent), fields
+            return framing_of(status, status_line[1], fields), fields
     raise http.client.HTTPException("interim responses without an end")
 
 
-def _read_lines(file: io.BufferedReader) -> bytes:
-    """Read lines up to an empty one."""
-    lines: list[bytes] = []
-    while not lines or lines[-1] not in (b"\r\n", b"\n"):
-        lines.append(file.readline(MAX_LINE_BYTES))
-        if not lines[-1].endswith(b"\n") or len(lines) > MAX_LINES:
-            raise http.client.HTTPException("a head without an end")
-    return b"".join(lines)
-
-
-def _read(file: io.BufferedReader, length: int | None) -> Iterator[bytes]:
-    """Read so many bytes as they come; None: up to the end of the connection."""
-    while length is None or length > 0:
-        part = file.read1(_PART_BYTES if length is None else min(length, _PART_BYTES))
-        if not part:
-            if length is not None:
-                raise http.client.IncompleteRead(part, length)
-            return
-        yield part
-        length = None if length is None else length - len(part)
+def framing_of(status: int, minor: bytes, fields: bytes) -> Framing:
+    """Return what the fields say of the body. minor: of the version; before 1.1 a connection ends with its body."""
+    values = {name.lower(): value for name, value in _FRAMING.findall(fields)}
+    chunked, length = b"chunked" in values.get(b"transfer-encoding", b"").lower(), None
+    if status in (204, 304):
+        length = 0
+    elif not chunked and (digits := values.get(b"content-length")) is not None:
+        if not _LENGTH.fullmatch(digits):
+            raise http.client.HTTPException(f"content-length {digits[:40]!r}")
+        length = int(digits)
+    stays = minor == b"1" and b"close" not in values.get(b"connection", b"").lower()
+    return Framing(status, chunked, length, stays and (chunked or length is not None))
 
 
 def http_get(
