@@ -2,6 +2,7 @@
 
     python -m benchmarks.instrument.sidecar_cost [--rps 100] [--tokens 150] [--seconds 60] [--otlp]
 
+It takes three minutes, half of them to begin with.
 In this process a simulated server plays the requests (submitted to its engine directly, so that no stream costs
 time), serves its counter and metrics, and sends a span per request every 5 s, as vLLM's exporter does. The sidecar is
 a separate process; its metrics page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is
@@ -42,7 +43,9 @@ from loadgen.simulator.engine import EngineOptions
 from loadgen.telemetry import otlp_export
 
 SPANS_EVERY_S = 5.0
-SETTLES_S = 25
+SETTLES_S = 90
+"""Time before the measurement, in which the sidecar fills the minute of history that it fits prices to: until then it
+fits them more often."""
 SCRAPE_S = 5.0
 INPUT_TOKENS = 100
 
