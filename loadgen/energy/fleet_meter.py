@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
@@ -90,13 +90,7 @@ def open_fleet_meter(
     """
     tokens = {engine.name: token for engine in engines if engine.energy is not None}
     if choice == "auto":
-        simulated = _simulated(engines) if simulated is None else simulated
-        engines = [
-            msgspec.structs.replace(engine, energy=engine.url)
-            if engine.energy is None and engine.name in simulated
-            else engine
-            for engine in engines
-        ]
+        engines = _with_simulated_counters(engines, simulated)
     beside = [engine for engine in engines if engine.energy is None and choice != "none"]
     if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
         raise LoadgenError(
@@ -115,16 +109,8 @@ def open_fleet_meter(
             if meter is None:
                 return None, reasons, tuple(engines)
             meters[choice] = meter
-        own = [engine for engine in engines if engine.energy is not None and choice != "none"]
-        with ThreadPoolExecutor(max(len(own), 1)) as pool:  # hosts that are off cost a timeout each
-            openings = [
-                pool.submit(_own_meter, engine, tokens.get(engine.name), meters, awaiting=awaiting) for engine in own
-            ]
-        for engine, opening in zip(own, openings, strict=True):
-            if opening.exception() is None:
-                meters[_label(engine)] = opening.result()
-        for opening in openings:
-            opening.result()  # raises the first error, with all other meters among those that are closed
+        if choice != "none":
+            _open_own_meters([engine for engine in engines if engine.energy is not None], tokens, meters, awaiting)
         if not meters:
             return None, ["energy was turned off (--energy none)"], tuple(engines)
         whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))
@@ -139,12 +125,33 @@ def open_fleet_meter(
     return whole, reasons, tuple(engines)
 
 
-def _simulated(engines: Sequence[NamedEngine]) -> set[str]:
-    """Return the names of the engines without an energy source of their own that say that they are simulated."""
-    asked = [engine for engine in engines if engine.energy is None]
-    with ThreadPoolExecutor(max(len(asked), 1)) as pool:
-        answers = pool.map(is_simulated, (engine.url for engine in asked))
-        return {engine.name for engine, simulated in zip(asked, answers, strict=True) if simulated}
+def _with_simulated_counters(engines: Sequence[NamedEngine], simulated: Collection[str] | None) -> list[NamedEngine]:
+    """Return the engines, each simulated one with its own counter unless it has another source. None asks them."""
+    if simulated is None:
+        asked = [engine for engine in engines if engine.energy is None]
+        with ThreadPoolExecutor(max(len(asked), 1)) as pool:
+            answers = pool.map(is_simulated, (engine.url for engine in asked))
+            simulated = {engine.name for engine, says_so in zip(asked, answers, strict=True) if says_so}
+    return [
+        msgspec.structs.replace(engine, energy=engine.energy or (engine.url if engine.name in simulated else None))
+        for engine in engines
+    ]
+
+
+def _open_own_meters(
+    engines: Sequence[NamedEngine], tokens: Mapping[str, str | None], meters: dict[str, EnergyMeter], awaiting: bool
+) -> None:
+    """Open the engines' own sources side by side, since hosts that are off cost a timeout each, and add them to
+    `meters`. Raises LoadgenError."""
+    with ThreadPoolExecutor(max(len(engines), 1)) as pool:
+        openings = [
+            pool.submit(_own_meter, engine, tokens.get(engine.name), meters, awaiting=awaiting) for engine in engines
+        ]
+    for engine, opening in zip(engines, openings, strict=True):
+        if opening.exception() is None:
+            meters[_label(engine)] = opening.result()
+    for opening in openings:
+        opening.result()  # raises the first error, with all other meters among those that are closed
 
 
 def _label(engine: NamedEngine) -> str:

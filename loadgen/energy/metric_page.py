@@ -10,6 +10,7 @@ from collections.abc import Callable
 from loadgen.clock import monotonic_ns
 from loadgen.energy.machine_track import MachineTrack
 from loadgen.energy.meter import Reading
+from loadgen.energy.remote import sample_of
 from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
 from loadgen.http_get import PageClient
@@ -91,17 +92,6 @@ def unit_of(metric: str) -> float | None:
 
 def matching_values(text: str, metric: str, labels: dict[str, str]) -> list[float]:
     """Return the values of the page's series of this name with these labels. Lines that cannot be read are none."""
-    from prometheus_client.parser import text_string_to_metric_families  # 20 ms that few runs need
-
-    values = []
-    for line in text.split("\n"):
-        if not line.lstrip().startswith(metric):
-            continue
-        try:
-            [family] = text_string_to_metric_families(line.strip() + "\n")
-            [sample] = family.samples
-        except (ValueError, IndexError, KeyError):
-            continue
-        if sample.name == metric and labels.items() <= sample.labels.items():
-            values.append(float(sample.value))
-    return values
+    lines = (line for line in text.split("\n") if line.lstrip().startswith(metric))
+    samples = [sample for line in lines if (sample := sample_of(line))]
+    return [float(s.value) for s in samples if s.name == metric and labels.items() <= s.labels.items()]

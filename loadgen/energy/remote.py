@@ -8,7 +8,7 @@ known to have been true some time between two polls.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,9 @@ from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError, NoAnswerError
 from loadgen.http_get import HttpResponse, PageClient
 from loadgen.units import MJ_PER_J, mj_from_j
+
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 FEED_POLL_S = 0.5
 PAGE_POLL_S = 0.5
@@ -265,8 +268,6 @@ def page_counters(text: str) -> tuple[list[GpuCounter], list[str]]:
 
 def _energy_lines(text: str) -> Iterator[tuple[int, str, dict[str, str], float | None]]:
     """Yield (line number, metric, labels, value) of each line that counts energy; None for a value without meaning."""
-    from prometheus_client.parser import text_string_to_metric_families  # 20 ms that few runs need
-
     lines = text.split("\n")
     if text.strip() and not any(_SAMPLE_LINE.match(line) for line in lines):
         raise ValueError("not a line of it is Prometheus text")
@@ -274,14 +275,22 @@ def _energy_lines(text: str) -> Iterator[tuple[int, str, dict[str, str], float |
         metric = next((name for name in (LOADGEN_METRIC, DCGM_METRIC) if line.lstrip().startswith(name)), None)
         if metric is None:
             continue
-        try:
-            [family] = text_string_to_metric_families(line.strip() + "\n")
-            [sample] = family.samples
-        except (ValueError, IndexError, KeyError):
+        if (sample := sample_of(line)) is None:
             yield number, metric, {}, None
-        else:
-            if sample.name == metric:
-                yield number, metric, sample.labels, sample.value
+        elif sample.name == metric:
+            yield number, metric, sample.labels, sample.value
+
+
+def sample_of(line: str) -> "Sample | None":
+    """Return the sample of a line of Prometheus text; None if it cannot be read."""
+    from prometheus_client.parser import text_string_to_metric_families  # 20 ms that few runs need
+
+    try:
+        [family] = text_string_to_metric_families(line.strip() + "\n")
+        [sample] = family.samples
+    except (ValueError, IndexError, KeyError):
+        return None
+    return sample
 
 
 def _uuid(labels: Mapping[str, str]) -> str:
