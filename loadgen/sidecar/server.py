@@ -152,12 +152,7 @@ async def running_sidecar(
     keepers: list[asyncio.Task[None]] = []
     pushes: list[Push] = []
     try:
-        try:
-            await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()
-        except OSError as err:
-            raise LoadgenError(
-                f"cannot listen on {options.host}:{options.port}: {err.strerror or err}; choose another --port"
-            ) from err
+        url = await _listen(runner, options, tls)
         if options.grpc_port is not None:
             grpc_server, grpc_port = start_grpc(
                 options.host, options.grpc_port, sidecar.receive, sidecar.authorized,
@@ -172,8 +167,7 @@ async def running_sidecar(
         keepers = [asyncio.create_task(keep) for keep in (*keeping, *(push.keep() for push in pushes))]
         for keeper in keepers:
             keeper.add_done_callback(lambda ended: on_error() if _error_of(ended) else None)
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
+        yield sidecar, url, grpc_port
         for error in filter(None, map(_error_of, keepers)):
             raise error
     finally:
@@ -186,6 +180,18 @@ async def running_sidecar(
         await runner.cleanup()
         if not sidecar.sampler.hangs:
             sidecar.meter.close()
+
+
+async def _listen(runner: web.AppRunner, options: SidecarOptions, tls: ssl.SSLContext | None) -> str:
+    """Listen, and return the sidecar's URL. Raises LoadgenError when the address cannot be had."""
+    try:
+        await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()
+    except OSError as err:
+        raise LoadgenError(
+            f"cannot listen on {options.host}:{options.port}: {err.strerror or err}; choose another --port"
+        ) from err
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}"
 
 
 async def _stop_keeping(sidecar: Sidecar, keepers: Sequence[asyncio.Task[None]]) -> None:
