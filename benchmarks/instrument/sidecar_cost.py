@@ -2,7 +2,7 @@
 
     python -m benchmarks.instrument.sidecar_cost [--rps 100] [--tokens 150] [--seconds 60] [--otlp]
 
-It takes three minutes, half of them to begin with.
+It takes two and a half minutes: the history that the sidecar fits prices to is full before the measurement begins.
 In this process a simulated server plays the requests (submitted to its engine directly, so that no stream costs
 time), serves its counter and metrics, and sends a span per request every 5 s, as vLLM's exporter does. The sidecar is
 a separate process; its metrics page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is
