@@ -1,6 +1,6 @@
 """Measure the bills of two tenants, short chats and long code, against the simulated engine's own account.
 
-    python -m benchmarks.accuracy.bill [--requests 3000] [--seed 0] [--only "90/10"] [--publish]
+    python -m benchmarks.accuracy.bill [--requests 3000] [--seed 0] [--only "90/10"] [--budget 8192] [--publish]
 
 In virtual time: so many requests are always in flight, each of one of two tenants at random. The spans, the counter and
 the engine's counters go into the real ledger of a sidecar, it writes its files, and `loadgen bill --by tenant` sums
@@ -54,6 +54,8 @@ TAIL_NS = 60 * NS_PER_S
 """Time after the last one: all requests settle."""
 ROUNDS = 6
 """Requests at the least, relative to those in flight."""
+BUDGET = EngineOptions().max_num_batched_tokens
+"""Tokens that a step may compute."""
 TARGET = 0.02
 """Largest error wanted, of the bill of a tenant."""
 DOCS = Path(__file__).parents[2] / "docs"
@@ -74,8 +76,9 @@ class Cell:
         return f"{self.chats}/{100 - self.chats}, {self.in_flight} in flight"
 
 
-def simulated(cell: Cell, requests: int, seed: int) -> tuple[SimulatedRun, list[str]]:
-    """Return a run in which each request follows another, and the tenant of each."""
+def simulated(cell: Cell, requests: int, seed: int, budget: int = BUDGET) -> tuple[SimulatedRun, list[str]]:
+    """Return a run in which each request follows another, and the tenant of each. budget: tokens that a step may
+    compute."""
     rng = np.random.default_rng([seed, cell.chats, cell.in_flight])
     traces = {tenant: read_trace(TRACES / f"{tenant}.jsonl").requests for tenant in TENANTS}
     number = max(requests, ROUNDS * cell.in_flight)
@@ -91,7 +94,8 @@ def simulated(cell: Cell, requests: int, seed: int) -> tuple[SimulatedRun, list[
     ]  # fmt: skip
     after = {row: (row - cell.in_flight,) for row in range(cell.in_flight, number)}
     run = simulate(
-        arrivals, read_hardware("h200"), read_model(MODEL), EngineOptions(max_num_seqs=512), after=after,
+        arrivals, read_hardware("h200"), read_model(MODEL),
+        EngineOptions(max_num_seqs=512, max_num_batched_tokens=budget), after=after,
         tail_ns=TAIL_NS, engine_period_ns=ENGINE_PERIOD_NS, seed=seed,
     )  # fmt: skip
     return run, tenants
@@ -138,9 +142,9 @@ def samples_of(series: EnergySeries) -> list[EnergySample]:
     ]
 
 
-def score(cell: Cell, requests: int, seed: int, every_s: float = 0.0) -> dict[str, Any]:
+def score(cell: Cell, requests: int, seed: int, every_s: float = 0.0, budget: int = BUDGET) -> dict[str, Any]:
     """Return the relative error of each tenant's bill, by what was measured and by each other way to divide it."""
-    run, tenants = simulated(cell, requests, seed)
+    run, tenants = simulated(cell, requests, seed, budget)
     samples = as_polled(run, seed)
     bill, committed_mj = billed(run, tenants, as_read_rarely(samples, every_s, seed) if every_s else samples)
     is_tenant = {tenant: np.array(tenants) == tenant for tenant in TENANTS}
@@ -225,11 +229,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
     parser.add_argument("--every", type=float, default=0.0, help="read the counter so often, in s; 0: at every update")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="tokens that a step of the engine may compute")
     parser.add_argument("--publish", action="store_true", help=f"write {JSON.name} and the table of {PAGE.name}")
     options = parser.parse_args()
     rows = []
     with ProcessPoolExecutor(2) as pool:
-        measure = partial(score, requests=options.requests, seed=options.seed, every_s=options.every)
+        measure = partial(
+            score, requests=options.requests, seed=options.seed, every_s=options.every, budget=options.budget
+        )
         for row in pool.map(measure, cells(options.only)):
             rows.append(row)
             print(_line(row), flush=True)
