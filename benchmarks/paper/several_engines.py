@@ -21,6 +21,12 @@ TITLES = {
     "one-load4": "3.4/s",
     "one-load4p": "3.4/s, prompts alone",
     "pd-single": "one at a time, two GPUs",
+    "pd-load4-1": "3.2/s, two GPUs",
+    "pd-load14-1": "10.1/s, two GPUs",
+    "pd-load14-2": "11.2/s, two GPUs",
+    "rep-load4-1": "3.2/s, replicas",
+    "rep-load14-1": "10.1/s, replicas",
+    "rep-load14-2": "11.2/s, replicas",
 }
 
 
@@ -174,6 +180,40 @@ def split_errors() -> str:
     return table(["counter of", "law", "requests", "median", "median without sign", "worst"], body)
 
 
+def split_by_burst() -> str:
+    """Return the joules of bursts of prompts by the counter of a GPU that computes prompts alone, and by the laws of
+    that run and of replicas that serve the same requests whole."""
+    body = []
+    for load in ("load4-1", "load14-1", "load14-2"):
+        split, served = of_same_prompts(f"pd-{load}", f"rep-{load}")
+        counter = split["by_counter"]["p"]
+        cells = bursts_by_laws(counter["bursts"], counter["idle_w"], (split, served))
+        body.append([TITLES[f"pd-{load}"].partition(",")[0], *cells])
+    return table(["load", *bursts_head("law of p", "law of replicas")], body)
+
+
+def bursts_by_laws(bursts: Sequence[dict[str, Any]], idle_w: float, runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return in words how many bursts there are, their prompts, their joules by a counter, and their prefills by
+    the law of each of these runs."""
+    above, measured = (
+        np.array([above_rest(burst, idle_w, whole=whole) for burst in bursts]) for whole in (False, True)
+    )
+    cells = [str(len(bursts)), str(sum(len(burst["rows"]) for burst in bursts))]
+    cells += [f"{values.sum():,.0f}" for values in (above, measured)]
+    for run in runs:
+        law = floats(run["columns"]["prefill_j"])
+        booked = np.array([law[burst["rows"]].sum() for burst in bursts])
+        low, median, high = (f"{value:.2f}" for value in np.percentile(booked / measured, [25, 50, 75]))
+        cells += [f"{booked.sum():,.0f}", percent(float(booked.sum() / measured.sum()) - 1, True)]
+        cells += [f"{median} [{low}, {high}]"]
+    return cells
+
+
+def bursts_head(*laws: str) -> list[str]:
+    head = ["bursts", "prompts", "counter, above rest, J", "with rest meanwhile, J"]
+    return head + [cell for law in laws for cell in (f"{law}, J", "off by", "ratio of a burst: median [quartiles]")]
+
+
 SIZES = {"1": (1, 1), "2 to 4": (2, 4), "5 and more": (5, 10**9)}
 
 
@@ -182,26 +222,11 @@ def prefill_by_burst() -> str:
     of that run, and by the law of an engine that serves the same requests whole."""
     alone, served = of_same_prompts("one-load4p", "one-load4")
     counter = alone["by_counter"]["a"]
-    at_alone, at_served = (floats(run["columns"]["prefill_j"]) for run in (alone, served))
     body = []
     for size, (least, most) in (SIZES | {"all": (1, 10**9)}).items():
         bursts = [burst for burst in counter["bursts"] if least <= len(burst["rows"]) <= most]
-        above, measured = (
-            np.array([above_rest(burst, counter["idle_w"], whole=whole) for burst in bursts]) for whole in (False, True)
-        )
-        cells = []
-        for law in (at_alone, at_served):
-            booked = np.array([law[burst["rows"]].sum() for burst in bursts])
-            low, median, high = (f"{value:.2f}" for value in np.percentile(booked / measured, [25, 50, 75]))
-            cells += [f"{booked.sum():,.0f}", percent(float(booked.sum() / measured.sum()) - 1, True)]
-            cells += [f"{median} [{low}, {high}]"]
-        requests = sum(len(burst["rows"]) for burst in bursts)
-        counted = [f"{values.sum():,.0f}" for values in (above, measured)]
-        body.append([size, str(len(bursts)), str(requests), *counted, *cells])
-    head = ["prompts in a burst", "bursts", "prompts", "counter, above rest, J", "with rest meanwhile, J"]
-    for name in ("its own law", "served whole"):
-        head += [f"{name}, J", "off by", "ratio: median [quartiles]"]
-    return table(head, body)
+        body.append([size, *bursts_by_laws(bursts, counter["idle_w"], (alone, served))])
+    return table(["prompts in a burst", *bursts_head("its own law", "served whole")], body)
 
 
 LENGTHS = {"up to 500": (0, 500), "to 2,000": (500, 2000), "more": (2000, 10**9)}
@@ -311,6 +336,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "prefill-by-prompt": prefill_by_prompt,
     "split-by-length": split_by_length,
     "split-errors": split_errors,
+    "split-by-burst": split_by_burst,
     "request-by-length": request_by_length,
     "one-law": one_law,
     "two-on-one": two_on_one,

@@ -20,6 +20,7 @@ from loadgen.attribution.engine_steps import (
     Narrow,
     with_unknown_prompts,
 )
+from loadgen.attribution.late_tokens import with_late_prefills_joined
 from loadgen.attribution.speculation import speculation_of
 from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
 from loadgen.units import NS_PER_MS
@@ -70,9 +71,11 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     )
     spread = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation, engine)
     unseen_ns = _unseen(records, spread.start_ns, spread.end_ns)
-    return EngineSteps(
-        spread.start_ns, spread.end_ns, spread.iterations, *spread.members, unseen_ns,
-        speculation=speculation, budget=spread.budget,
+    return with_late_prefills_joined(
+        EngineSteps(
+            spread.start_ns, spread.end_ns, spread.iterations, *spread.members, unseen_ns,
+            speculation=speculation, budget=spread.budget,
+        )
     )  # fmt: skip
 
 

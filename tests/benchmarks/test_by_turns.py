@@ -76,3 +76,23 @@ def test_loads_are_in_the_order_of_their_rates_and_sittings(data: None) -> None:
         head, _, *body = cells(draw())
         assert [tuple(row[:2]) for row in body[::rows]] == [("4.0/s", "1"), ("4.0/s", "2"), ("9.0/s", "2")]
         assert {len(row) for row in body} == {len(head)}
+
+
+def test_two_gpus_are_compared_in_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas were done after 10 s, apart after 12; computing and generating engines have their own counts."""
+
+    def pair(joules: float, seconds: float, roles: tuple[str | None, str | None]) -> dict[str, Any]:
+        one = run(joules, seconds, 20)
+        engines = {name: one["engines"]["a"] | {"role": role} for name, role in zip("xy", roles, strict=True)}
+        return one | {"gpus": dict.fromkeys("xy", one["gpus"]["a"]), "engines": engines}
+
+    read = {f"{kind}-{load}": made for load in ("load4-1", "load14-1", "load14-2")
+            for kind, made in (("rep", pair(2000.0, 10.0, (None, None))),
+                               ("pd", pair(1800.0, 12.0, ("prefill", "decode"))))}  # fmt: skip
+    monkeypatch.setattr(tables.several_engines, "runs", lambda: read)
+    head, _, *body = cells(tables.on_two_gpus())
+    assert body[0] == ["3.2/s", "two replicas", "4,400", "", "88.0", "2,000", "", "33.3 %", "14", "20.0 / 30.0", "-"]
+    assert body[1][1:9] == [
+        "prefill and decode apart", "3,600", "−18.2 %", "72.0", "1,200", "−40.0 %", "33.3 %", "7",
+    ]  # fmt: skip
+    assert len(head) == len(body[1])
