@@ -1,9 +1,4 @@
-"""Small blocking HTTP requests with limits on time and size.
-
-Connections and exceptions are those of http.client, whose parser makes an e-mail message of every head: that costs more
-than the rest of a read. Pages are read several times a second, and a head says nothing that is needed but its status
-and where the body ends.
-"""
+"""Small blocking HTTP requests with limits on time and size. Connections and exceptions are those of http.client."""
 
 from __future__ import annotations
 
@@ -20,30 +15,19 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError, NoAnswerError
+from loadgen.http_response import Incoming, read_head
 
 if TYPE_CHECKING:
-    import socket
     from email.message import Message
 
 TIMEOUT_S = 2.0
 """Limit of each wait for the server: to connect, and for the next bytes."""
 MAX_WAITS = 10
-"""A whole response may take as many times as long."""
+"""Limit of the time of a whole response, in multiples of that of a wait."""
 MAX_BODY_BYTES = 8 << 20
-_PART_BYTES = 1 << 16
-MAX_HEAD_BYTES = 1 << 16
-"""Limit of a head, and of a line or the trailers of a chunked body."""
-MAX_INTERIM = 100
-"""Interim responses before one that counts."""
 
 _TARGET = re.compile(r"/[!-~]*")
 _FIELD = re.compile(r"[!-9;-~]+: [\t -~\xa0-\xff]*")
-_LINE_END, _HEAD_END = re.compile(rb"\n"), re.compile(rb"\n\r?\n")
-_STATUS = re.compile(rb"HTTP/1\.([01]) +([1-5][0-9][0-9])\b[^\n]*\n")
-_FRAMING = re.compile(rb"(?im)^(content-length|transfer-encoding|connection)[ \t]*:[ \t]*([^\r\n]*)")
-_LENGTH = re.compile(rb"[0-9]{1,18}[ \t]*")
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*[;\r\n]")
-
 
 REQUEST_ERRORS = (OSError, http.client.HTTPException)
 """The exceptions that a request may raise."""
@@ -67,54 +51,6 @@ class HttpResponse(NamedTuple):
 
 class BodyTooLargeError(http.client.HTTPException):
     """A body that exceeds the client's limit."""
-
-
-class Incoming:
-    """The bytes that a socket receives until an instant: a server that sends one now and then does not hold the
-    caller."""
-
-    def __init__(self, connection: socket.socket, wait_s: float) -> None:
-        """wait_s: limit of each wait."""
-        self._connection, self._wait_s = connection, wait_s
-        self._pending = b""
-        self.end_s = 0.0
-        """Limit of all waits, by `monotonic`."""
-
-    def some(self) -> bytes:
-        """Return the next bytes; none at the end of the connection."""
-        if self._pending:
-            pending, self._pending = self._pending, b""
-            return pending
-        if (left_s := self.end_s - monotonic()) <= 0:
-            raise TimeoutError
-        self._connection.settimeout(min(self._wait_s, left_s))
-        return self._connection.recv(_PART_BYTES)
-
-    def until(self, end: re.Pattern[bytes]) -> bytes:
-        """Return the bytes up to and with this end; none if the connection ended before them."""
-        data = self.some()
-        while data and not (match := end.search(data)):
-            if len(data) > MAX_HEAD_BYTES:
-                raise http.client.HTTPException("a head without an end")
-            if not (more := self.some()):
-                raise http.client.IncompleteRead(data)
-            data += more
-        if data and match:
-            data, self._pending = data[: match.end()], data[match.end() :]
-        return data
-
-    def parts(self, length: int | None) -> Iterator[bytes]:
-        """Yield so many bytes as they come; None: up to the end of the connection."""
-        while length is None or length > 0:
-            part = self.some()
-            if not part:
-                if length is not None:
-                    raise http.client.IncompleteRead(part, length)
-                return
-            if length is not None:
-                part, self._pending = part[:length], part[length:]
-                length -= len(part)
-            yield part
 
 
 class HttpClient:
@@ -181,7 +117,7 @@ class HttpClient:
 
     @cached_property
     def _fields(self) -> bytes:
-        """Return the fields that all requests have. Raises ValueError when they cannot be sent."""
+        """Header fields of every request. Raises ValueError when they cannot be sent."""
         fields = {"Host": self._address.encode("idna").decode(), "Accept-Encoding": "identity", **self._headers}
         lines = [f"{name}: {value}" for name, value in fields.items()]
         if not all(map(_FIELD.fullmatch, lines)):
@@ -200,65 +136,6 @@ class HttpClient:
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
-
-
-class Framing(NamedTuple):
-    """The status of a response, and where its body ends (RFC 9112, 6.3)."""
-
-    status: int
-    chunked: bool
-    length: int | None
-    """Is None when the body is chunked, or ends with the connection."""
-    persistent: bool
-    """True if the connection can be used for another request."""
-
-    def parts(self, incoming: Incoming) -> Iterator[bytes]:
-        """Read the body."""
-        if not self.chunked:
-            yield from incoming.parts(self.length)
-            return
-        while True:
-            size = _SIZE.match(line := incoming.until(_LINE_END))
-            if size is None:
-                raise http.client.HTTPException(f"a chunk's size {line[:40]!r}")
-            if (length := int(size[1], 16)) == 0:
-                break
-            yield from incoming.parts(length)
-            if incoming.until(_LINE_END) not in (b"\r\n", b"\n"):
-                raise http.client.HTTPException("a chunk longer than its size")
-        trailers = 0
-        while (line := incoming.until(_LINE_END)) not in (b"\r\n", b"\n"):
-            trailers += len(line)
-            if not line or trailers > MAX_HEAD_BYTES:
-                raise http.client.HTTPException("trailers without an end")
-
-
-def read_head(incoming: Incoming) -> tuple[Framing, bytes]:
-    """Read the head of a response; return its framing, and its fields as they came. Interim responses are skipped."""
-    for _ in range(MAX_INTERIM):
-        if not (head := incoming.until(_HEAD_END)):
-            raise http.client.RemoteDisconnected("the server closed the connection without a response")
-        status_line = _STATUS.match(head)
-        if status_line is None:
-            raise http.client.BadStatusLine(repr(head[:60]))
-        fields, status = head[status_line.end() :], int(status_line[2])
-        if status >= 200:
-            return framing_of(status, status_line[1], fields), fields
-    raise http.client.HTTPException("interim responses without an end")
-
-
-def framing_of(status: int, minor: bytes, fields: bytes) -> Framing:
-    """Return what the fields say of the body. minor: of the version; before 1.1 a connection ends with its body."""
-    values = {name.lower(): value for name, value in _FRAMING.findall(fields)}
-    chunked, length = b"chunked" in values.get(b"transfer-encoding", b"").lower(), None
-    if status in (204, 304):
-        length = 0
-    elif not chunked and (digits := values.get(b"content-length")) is not None:
-        if not _LENGTH.fullmatch(digits):
-            raise http.client.HTTPException(f"content-length {digits[:40]!r}")
-        length = int(digits)
-    stays = minor == b"1" and b"close" not in values.get(b"connection", b"").lower()
-    return Framing(status, chunked, length, stays and (chunked or length is not None))
 
 
 def http_get(
