@@ -131,12 +131,12 @@ def gpu_accounts(
     for domains, names in groups.items():
         of_group = attribution if len(groups) == 1 else attribution.engines[names[0]]
         clipped = [domain.clip(start_ns, end_ns) for domain in series if domain.domain in domains]
-        idle = [law.idle_w for law in attribution.engines[names[0]].coefficients]
+        idle_w = attribution.engines[names[0]].idle_w
         accounts["+".join(names)] = {
             "counter_mj": sum(domain.total_mj for domain in clipped),
             "seconds": round(max(float(domain.t_ns[-1] - domain.t_ns[0]) / NS_PER_S for domain in clipped), 3),
             **{f"{name}_mj": mj for name, mj in accounts_mj(of_group).items()},
-            "idle_w": None if None in idle else round(sum(watts or 0.0 for watts in idle), 3),
+            "idle_w": None if idle_w is None else round(idle_w, 3),
         }
     return accounts
 

@@ -75,9 +75,9 @@ def otlp_messages(result: RunResult) -> Iterator[tuple[str, Any]]:
 
 
 def _metrics(result: RunResult) -> Any:
+    """Return the histograms of each model, and of each engine where several are named."""
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-    """Return the histograms of each model, and of each engine where several are named."""
     info, table = result.info, request_table(result)
     owners = [(name or "", engine or "") for name, engine in zip(table["model"], table["engine"], strict=True)]
     offset_ns = info.anchor.offset_ns
