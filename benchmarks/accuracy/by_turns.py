@@ -11,8 +11,8 @@ For each load there are five runs in FOLDER, of the same arrivals and lengths:
     loadRATE-whole            all requests
 
 Prompts repeat only from the prefills to the decodes. The engine has to have room for all prompts of a load in its
-cache, and computes the last, not full block of a prompt again. No keys and values are transferred. Runs that are in
-FOLDER are not made again. What is printed are the sums of all runs there.
+cache, and computes the last block of a prompt again where it is not full. No keys and values are transferred. Runs that
+are in FOLDER are not made again. The sums of all runs there are printed.
 """
 
 import argparse

@@ -1,14 +1,16 @@
 """Tables of docs/results/disaggregated.md: prefill and decode apart, or replicas, on two GPUs and on one in turn."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.paper import several_engines
 from benchmarks.paper.ingest import FOLDER
 from benchmarks.paper.words import percent, sig, table
 
-DATA = FOLDER / "by-turns"
+DATA = FOLDER / "by-turns.json"
+ARRIVING_S = 45.0
+"""Time in which the requests of each load arrive."""
 PLAYED = {
     "half0": "a replica, every second request",
     "half1": "the other replica",
@@ -23,27 +25,23 @@ SERVING = {
 }
 
 
-class TurnsOfLoad(NamedTuple):
-    """The runs of a load in a sitting, by what the GPU played."""
-
-    sitting: str
-    runs: dict[str, dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """Requests/s, over the time to the last answer on one GPU."""
-        whole = self.runs["whole"]
-        return f"{whole['requests'] / whole['duration_s']:.1f}/s"
+def rate(run: dict[str, Any]) -> str:
+    """Return the name of a run's load: its arrivals per second."""
+    return f"{run['requests'] / ARRIVING_S:.1f}/s"
 
 
-def loads() -> list[TurnsOfLoad]:
-    """Return the loads of all sittings, the lowest first."""
-    made: dict[tuple[str, str], TurnsOfLoad] = {}
-    for file in sorted(DATA.glob("*.json")):
-        for name, run in json.loads(file.read_text()).items():
-            load, _, played = name.partition("-")
-            made.setdefault((load, file.stem), TurnsOfLoad(file.stem, {})).runs[played] = run
-    return sorted(made.values(), key=lambda load: (load.runs["whole"]["requests"], load.sitting))
+def loads() -> list[dict[str, dict[str, Any]]]:
+    """Return the runs of each load by what the GPU played, the lowest load first."""
+    made: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, run in json.loads(DATA.read_text()).items():
+        load, _, played = name.partition("-")
+        made.setdefault(load, {})[played] = run
+    return sorted(made.values(), key=lambda runs: int(runs["whole"]["requests"]))
+
+
+def longest_s(runs: Iterable[dict[str, Any]]) -> float:
+    """Return the longest time from the first request to the last answer of a GPU."""
+    return max(float(gpu["seconds"]) for run in runs for gpu in run["gpus"].values())
 
 
 class Used(NamedTuple):
@@ -54,7 +52,7 @@ class Used(NamedTuple):
 
 
 def used(gpus: Sequence[dict[str, Any]], seconds: float) -> Used:
-    """Return what GPUs used in so many seconds from the first request on. One whose run was shorter is at rest for the
+    """Return what GPUs used in this time from the first request on. A GPU whose run was shorter is at rest for the
     difference."""
     above = sum(gpu["counter_mj"] / 1e3 - gpu["idle_w"] * gpu["seconds"] for gpu in gpus)
     return Used(above + seconds * sum(gpu["idle_w"] for gpu in gpus), above)
@@ -83,7 +81,7 @@ def on_two_gpus() -> str:
     body = []
     for load in ("load4-1", "load14-1", "load14-2"):
         pair = {"two replicas": read[f"rep-{load}"], "prefill and decode apart": read[f"pd-{load}"]}
-        seconds = max(gpu["seconds"] for run in pair.values() for gpu in run["gpus"].values())
+        seconds = longest_s(pair.values())
         replicas = used(list(pair["two replicas"]["gpus"].values()), seconds)
         for serving, run in pair.items():
             engines = list(run["engines"].values())
@@ -94,39 +92,39 @@ def on_two_gpus() -> str:
             generating = [engine["counters"]["iterations"] for engine in engines if engine["role"] != "prefill"]
             own = used(list(run["gpus"].values()), seconds)
             body.append([
-                several_engines.TITLES[f"rep-{load}"].partition(",")[0], serving,
-                *compared(own, replicas, run["tokens"]["output"]),
+                rate(run), serving, sig(longest_s([run])), *compared(own, replicas, run["tokens"]["output"]),
                 percent(cached / prompts), f"{sum(generating):,}", *latencies(run),
             ])  # fmt: skip
-    return table(["load", "served by", *COMPARED, "prompt tokens cached", "steps that generate", *LATENCIES], body)
+    head = ["load", "served by", "s", *COMPARED, "prompt tokens cached", "steps that generate", *LATENCIES]
+    return table(head, body)
 
 
 def disaggregated() -> str:
     """Return a row for each way of serving each load."""
     body = []
-    for load in loads():
-        gpus = {name: run["gpus"]["a"] for name, run in load.runs.items()}
-        seconds = max(gpu["seconds"] for gpu in gpus.values())
-        tokens = load.runs["whole"]["tokens"]["output"]
-        ways = {serving: used([gpus[name] for name in played], seconds) for serving, played in SERVING.items()}
+    for runs in loads():
+        seconds, whole = longest_s(runs.values()), runs["whole"]
+        ways = {
+            serving: used([runs[name]["gpus"]["a"] for name in played], seconds) for serving, played in SERVING.items()
+        }
         for serving, own in ways.items():
-            body.append([load.name, load.sitting, serving, *compared(own, ways["two replicas"], tokens)])
-    return table(["load", "sitting", "served by", *COMPARED], body)
+            body.append([rate(whole), serving, *compared(own, ways["two replicas"], whole["tokens"]["output"])])
+    return table(["load", "served by", *COMPARED], body)
 
 
 def by_turns() -> str:
     """Return a row for each GPU that one GPU played."""
     body = []
-    for load in loads():
+    for runs in loads():
         for played, words in PLAYED.items():
-            run = load.runs[played]
+            run = runs[played]
             gpu, counters = run["gpus"]["a"], run["engines"]["a"]["counters"]
             cached = percent(counters["cached_tokens"] / counters["prompt_tokens"])
             body.append([
-                load.name, load.sitting, words, str(run["completed"]), cached, f"{counters['iterations']:,}",
+                rate(runs["whole"]), words, str(run["completed"]), cached, f"{counters['iterations']:,}",
                 f"{gpu['counter_mj'] / 1e3:,.0f}", sig(gpu["seconds"]), sig(gpu["idle_w"]), *latencies(run),
             ])  # fmt: skip
-    head = ["load", "sitting", "the GPU", "requests", "prompt tokens cached", "steps", "counter, J", "s", "W at rest"]
+    head = ["load", "the GPU", "requests", "prompt tokens cached", "steps", "counter, J", "s", "W at rest"]
     return table([*head, *LATENCIES], body)
 
 

@@ -21,12 +21,12 @@ TITLES = {
     "one-load4": "3.4/s",
     "one-load4p": "3.4/s, prompts alone",
     "pd-single": "one at a time, two GPUs",
-    "pd-load4-1": "3.2/s, two GPUs",
-    "pd-load14-1": "10.1/s, two GPUs",
-    "pd-load14-2": "11.2/s, two GPUs",
-    "rep-load4-1": "3.2/s, replicas",
-    "rep-load14-1": "10.1/s, replicas",
-    "rep-load14-2": "11.2/s, replicas",
+    "pd-load4-1": "3.3/s, two GPUs",
+    "pd-load14-1": "11.0/s, two GPUs",
+    "pd-load14-2": "12.1/s, two GPUs",
+    "rep-load4-1": "3.3/s, replicas",
+    "rep-load14-1": "11.0/s, replicas",
+    "rep-load14-2": "12.1/s, replicas",
 }
 
 
