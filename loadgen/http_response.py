@@ -45,9 +45,9 @@ class Incoming:
         if self._pending:
             pending, self._pending = self._pending, b""
             return pending
-        if (left_s := self.end_s - monotonic()) <= 0:
+        if (remaining_s := self.end_s - monotonic()) <= 0:
             raise TimeoutError
-        self._connection.settimeout(min(self._wait_s, left_s))
+        self._connection.settimeout(min(self._wait_s, remaining_s))
         return self._connection.recv(_PART_BYTES)
 
     def until(self, end: re.Pattern[bytes]) -> bytes:

@@ -13,8 +13,8 @@
     identical  bursts of 8 equal requests: each must get 1/8 of its burst
 
 `analyse` needs no GPU: it reads the folders. Those in docs/results were measured on an H200. `prices` prints ratios of
-the prices in run folders, which the live fit's prior is made from; by default in those of a dense model of 8B in
-docs/results, other than of equal requests.
+the prices in run folders, from which the live fit's prior was chosen. By default these are the recordings of a dense
+model of 8B in docs/results, without those of equal requests.
 """
 
 import argparse
@@ -229,10 +229,13 @@ def _panel(x: float, title: str, series: EnergySeries, work: EngineSteps) -> str
 
 
 def prices(folders: list[Path]) -> str:
-    """Return, for each run, the prompt tokens that cost as much as a step, those of context that cost as much as one,
-    and those that cost as much as a decoded token; and the medians of each GPU."""
+    """Return three ratios of prices for each run, and their medians for each GPU.
+
+    They are the prompt tokens that cost as much as a step, the tokens of context that cost as much as a prompt token,
+    and the prompt tokens that cost as much as a decoded token.
+    """
     ratios: dict[str, list[tuple[float, float, float]]] = {}
-    lines = ["run: tokens of a step, context of a token, tokens of a decoded one"]
+    lines = ["run: step / prompt token, prompt token / token of context, decoded token / prompt token"]
     for folder in folders:
         result = load(folder)
         steps = engine_steps_of(result.records, result.engine)
@@ -240,9 +243,11 @@ def prices(folders: list[Path]) -> str:
         fit = fit_coefficients(align_phase(align_to_counter_clock(series), steps), steps)
         token_j = fit.prefill_token_j
         context = token_j / fit.decode_context_j if fit.decode_context_j else np.inf
-        gpu = folder.relative_to(RESULTS).parts[0] if folder.is_relative_to(RESULTS) else ""
+        is_published = folder.is_relative_to(RESULTS)
+        name = folder.relative_to(RESULTS) if is_published else folder
+        gpu = name.parts[0] if is_published else ""
         ratios.setdefault(gpu, []).append((fit.step_j / token_j, context, fit.decode_token_j / token_j))
-        lines.append(f"{folder}: {' '.join(f'{ratio:.3g}' for ratio in ratios[gpu][-1])}")
+        lines.append(f"{name}: {' '.join(f'{ratio:.3g}' for ratio in ratios[gpu][-1])}")
     for gpu, rows in ratios.items():
         lines.append(f"median {gpu}: {' '.join(f'{ratio:.3g}' for ratio in np.median(rows, axis=0))}")
     return "\n".join(lines)

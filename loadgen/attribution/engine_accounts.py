@@ -26,8 +26,8 @@ class EngineShare(NamedTuple):
     """float64[n]: that it served each request, by row; 0 for those that it is not taken to have served."""
     named_by: dict[str, int]
     """Requests that it served by the evidence."""
-    gpus: int
-    """Number of its GPUs: engines that share theirs have the same."""
+    gpu_group: int
+    """Index of the GPUs that it runs on: engines that share GPUs have the same."""
     has_idle: bool = True
     """False for all but one of the engines that share GPUs: their idle power is the same."""
 
@@ -35,8 +35,8 @@ class EngineShare(NamedTuple):
 class SharedGpus(NamedTuple):
     """GPUs that several engines share: energy that is none of theirs, and the errors of what they used together."""
 
-    gpus: int
-    """Their number, as the engines have it."""
+    gpu_group: int
+    """Their index, which the engines on them have too."""
     idle_mj: int
     unattributed_mj: int
     sums: Mapping[str, SumErrors]
@@ -51,18 +51,19 @@ def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] =
     used, is not known.
 
     Errors of engines with GPUs of their own are independent, as their counters are. Those of engines that share GPUs
-    are not: sums of both have the errors of the joint fit. For the joules of rejected tokens, and those that caches
-    saved, it is the bound of any correlation, the sum of the errors. Where it is only likely that an engine served a
-    request, with probability p, the standard error grows by sqrt(p (1 - p)) of its joules there: they may be another's.
+    are not: a sum over both has the error of the joint fit. The joules of rejected tokens, and those that caches saved,
+    have the upper bound for any correlation there, the sum of the errors. Where it is only likely that an engine served
+    a request, with probability p, the standard error grows by sqrt(p (1 - p)) of its joules there: they may be
+    another's.
     """
-    joint = {gpus.gpus: gpus.sums for gpus in shared}
-    roles = [_by_role(share, share.gpus in joint) for share in shares]
-    parts = [part for part in roles if part is not None]
+    joint = {gpus.gpu_group: gpus.sums for gpus in shared}
+    roles = [_by_role(share, share.gpu_group in joint) for share in shares]
+    pairs = [(share, part) for share, part in zip(shares, roles, strict=True) if part is not None]
+    parts = [part for _, part in pairs]
     rejected = [part for part in parts if part.rejected_joules is not None]
-    by_gpus: dict[int, list[RunAttribution]] = {}
-    for share, part in zip(shares, roles, strict=True):
-        if part is not None:
-            by_gpus.setdefault(share.gpus, []).append(part)
+    by_group: dict[int, list[RunAttribution]] = {}
+    for share, part in pairs:
+        by_group.setdefault(share.gpu_group, []).append(part)
     whole = RunAttribution(
         method=parts[0].method,
         start_ns=parts[0].start_ns,
@@ -75,18 +76,17 @@ def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] =
         requests=[_summed(row, request.index, shares, roles) for row, request in enumerate(parts[0].requests)],
         coefficients=[
             coefficients if share.has_idle else msgspec.structs.replace(coefficients, idle_w=0.0, idle_se_w=0.0)
-            for share, part in zip(shares, roles, strict=True)
-            if part is not None
+            for share, part in pairs
             for coefficients in part.coefficients
         ],
         fits=[fit for part in parts for fit in part.fits],
         sums={
-            name: _summed_errors([_errors_on(own, joint.get(gpus), name) for gpus, own in by_gpus.items()])
+            name: _summed_errors([_errors_on(own, joint.get(group), name) for group, own in by_group.items()])
             for name in parts[0].sums
         },
         rejected_joules=sum(part.rejected_joules or 0.0 for part in rejected) if rejected else None,
-        rejected_se_joules=_together(_at_most(part.rejected_se_joules for part in own) for own in by_gpus.values()),
-        engines={share.name: part for share, part in zip(shares, roles, strict=True) if part is not None},
+        rejected_se_joules=_together(_at_most(part.rejected_se_joules for part in own) for own in by_group.values()),
+        engines={share.name: part for share, part in pairs},
     )
     whole.check()
     return whole
@@ -97,8 +97,8 @@ def _by_role(share: EngineShare, is_joint: bool) -> RunAttribution | None:
     another engine's, and not known here. What an engine that only generates has of a prompt came from another engine,
     and is no saving of its cache.
 
-    is_joint: it shares its GPUs, and errors of its attribution are of what its requests used at both engines: the part
-    of its phase is its own.
+    is_joint: the engine shares its GPUs, and the errors of its attribution are those of what its requests used at both
+    engines. Its own are those of its phase.
     """
     if share.attribution is None:
         return None
@@ -115,11 +115,8 @@ def _by_role(share: EngineShare, is_joint: bool) -> RunAttribution | None:
         )
         for request in attribution.requests
     ]
-    of_phase = {
-        name: errors.prefill_se_joules if is_prefill else errors.decode_se_joules
-        for name, errors in attribution.sums.items()
-    }
-    own = of_phase if is_joint else {name: errors.attributed_se_joules for name, errors in attribution.sums.items()}
+    field = f"{share.role if is_joint else 'attributed'}_se_joules"
+    own: dict[str, float] = {name: getattr(errors, field) for name, errors in attribution.sums.items()}
     sums = {
         name: msgspec.structs.replace(
             errors,
@@ -158,8 +155,8 @@ def _summed(
     prefill = _known(energy.prefill_joules for energy in energies)
     decode = _known(energy.decode_joules for energy in energies)
     joules = None if prefill is None or decode is None else j_from_mj(mj_from_j(prefill) + mj_from_j(decode))
-    # Of engines that share GPUs, each has the error of the request's joules at all of them.
-    by_gpus = {at.engine.gpus: (at.energy.se_joules or 0.0) ** 2 for at in served if at.energy is not None}
+    # Each of the engines that share GPUs has the error of the request's joules at all of them.
+    variances = {at.engine.gpu_group: (at.energy.se_joules or 0.0) ** 2 for at in served if at.energy is not None}
     doubts = [
         at.probability * (1 - at.probability) * (at.energy.joules or 0.0) ** 2 for at in served if at.energy is not None
     ]
@@ -171,7 +168,7 @@ def _summed(
         joules=joules,
         reasoning_joules=last.energy.reasoning_joules if last and last.energy else None,
         tools_joules=last.energy.tools_joules if last and last.energy else None,
-        se_joules=None if joules is None else round(float(np.sqrt(sum(by_gpus.values()) + sum(doubts))), 6),
+        se_joules=None if joules is None else round(float(np.sqrt(sum(variances.values()) + sum(doubts))), 6),
         saved_joules=_known(energy.saved_joules for energy in energies),
         saved_se_joules=_together(energy.saved_se_joules for energy in energies),
         recomputed_joules=_known(energy.recomputed_joules for energy in energies),

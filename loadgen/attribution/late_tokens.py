@@ -14,14 +14,14 @@ import numpy as np
 from loadgen.attribution.engine_steps import BURST_GAP_NS, EngineSteps
 
 TOO_SHORT = 0.5
-"""Share of the mean time of its prompt tokens below which a step cannot have computed them all after the one before."""
+"""Share of the mean time for its prompt tokens: a step that lasted less has not computed all of them itself."""
 MIN_STEPS = 20
-"""Fewest steps of prompts alone whose mean tells."""
+"""Fewest steps of prompts alone from which the mean is taken."""
 
 
 def with_late_prefills_joined(steps: EngineSteps) -> EngineSteps:
-    """Return the steps with each one that computes only prompts, follows on another such step and is too short for its
-    tokens joined to that one."""
+    """Join each step that computes only prompts, follows another such step and is too short for its tokens, to that
+    step."""
     prompts = np.bincount(steps.step, ~steps.prefilling, minlength=steps.count) == 0
     tokens = np.bincount(steps.step, steps.prefill, minlength=steps.count)
     length_ns = (steps.end_ns - steps.start_ns).astype(np.float64)

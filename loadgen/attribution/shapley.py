@@ -353,7 +353,8 @@ def _joint_errors(domains: Sequence[_Domain], rows: Ints) -> SumErrors:
 
 
 def _phase_errors(errors: Sequence[JoulesErrors], rows: Sequence[Ints]) -> tuple[float, float, float]:
-    """Return the standard errors of the joules of these requests of each domain, of their prefills and decodes."""
+    """Return the standard errors of the joules of these requests, of their prefills and of their decodes. rows: of each
+    domain."""
     variances = [own.of_sum(of_domain) for own, of_domain in zip(errors, rows, strict=True)]
     total, prefill, decode = (
         float(np.sqrt(sum(variance[part] for variance in variances))) for part in ("all", "prefill", "decode")

@@ -1,10 +1,10 @@
 """Find how much of a prompt each step computed, where its prefill crosses boundaries of steps. Pure.
 
 An engine computes at most a budget of tokens in a step: one for each stream that decodes, then prompts, first come,
-first served. So a step that leaves a prompt unfinished is full: what its decodes and the prompts that end in it leave
-of the budget is that prompt's. Spread evenly over the time of its prefill instead, tokens would be in the wrong steps
-by a tenth of a budget or more. Of the budgets that operators set, it is the one that nearly all such steps allow; where
-they allow none (other clients' prompts are in the steps too, or the engine has no budget) nothing is known.
+first served. So a step that leaves a prompt unfinished is full, and that prompt has what the decodes and the prompts
+that end in the step leave of the budget. Spread evenly over the time of its prefill instead, a tenth of a budget or
+more would be in the wrong steps. The budget is the one, of those that operators set, that nearly all such steps allow.
+Where they allow none (other clients' prompts are in the steps too, or the engine has no budget) nothing is known.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def _summed(of_steps: Floats) -> Floats:
 
 
 def budget_of(crossings: Crossings) -> int | None:
-    """Return the tokens that a step may compute; None where too few boundaries tell, or they contradict one another.
+    """Return the tokens that a step may compute; None where boundaries are too few or contradict one another.
 
-    In m full steps the prompts that ended and the decodes had m budgets, less what the prompt that crosses the last
-    boundary had of them, and the one that crosses the first boundary had before.
+    The tokens of m full steps are m budgets. They are those of the decodes and of the prompts that ended in the steps,
+    without what the prompt across the first boundary had before, and with what the prompt across the last one has.
     """
     edge = np.arange(len(crossings.owner))
     crossed = crossings.owner >= 0
@@ -119,11 +119,11 @@ def budget_of(crossings: Crossings) -> int | None:
     first = np.maximum(np.maximum.accumulate(np.where(crossed, 0, edge))[last], last - LONGEST_CHAIN)
     if len(last) < MIN_BOUNDARIES:
         return None
-    length = np.where(crossed, crossings.tokens[crossings.owner], 0.0)
+    prompt = np.where(crossed, crossings.tokens[crossings.owner], 0.0)
     work = (crossings.ended + crossings.decoded)[last] - (crossings.ended + crossings.decoded)[first]
     steps = crossings.steps[last] - crossings.steps[first]
     allowed = [
-        np.mean((work - length[first] <= budget * steps) & (budget * steps <= work + length[last]))
+        np.mean((work - prompt[first] <= budget * steps) & (budget * steps <= work + prompt[last]))
         for budget in PRIOR.budgets
     ]
     best = int(np.argmax(allowed))
@@ -141,6 +141,6 @@ def tokens_done(crossings: Crossings, budget: int, before: Floats) -> Floats:
     done[0] = float(before[owners[0]]) if owners[0] >= 0 else 0.0
     for edge in range(1, len(owners)):
         if (owner := owners[edge]) >= 0:
-            least = done[edge - 1] if owners[edge - 1] == owner else 0.0
-            done[edge] = min(max(done[edge - 1] + room[edge - 1], least), tokens[owner])
+            before_step = done[edge - 1] if owners[edge - 1] == owner else 0.0
+            done[edge] = min(max(done[edge - 1] + room[edge - 1], before_step), tokens[owner])
     return np.array(done)

@@ -128,10 +128,10 @@ def open_fleet_meter(
 def _with_simulated_counters(engines: Sequence[NamedEngine], simulated: Collection[str] | None) -> list[NamedEngine]:
     """Return the engines, each simulated one with its own counter unless it has another source. None asks them."""
     if simulated is None:
-        asked = [engine for engine in engines if engine.energy is None]
-        with ThreadPoolExecutor(max(len(asked), 1)) as pool:
-            answers = pool.map(is_simulated, (engine.url for engine in asked))
-            simulated = {engine.name for engine, says_so in zip(asked, answers, strict=True) if says_so}
+        sourceless = [engine for engine in engines if engine.energy is None]
+        with ThreadPoolExecutor(max(len(sourceless), 1)) as pool:
+            answers = pool.map(is_simulated, (engine.url for engine in sourceless))
+            simulated = {engine.name for engine, says_so in zip(sourceless, answers, strict=True) if says_so}
     return [
         msgspec.structs.replace(engine, energy=engine.energy or (engine.url if engine.name in simulated else None))
         for engine in engines

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 MAX_LABEL_VALUES = 50
 """Values of a label of the user's choosing that are shown, unless an option says otherwise."""
 MAX_ROWS = 2000
-"""Rows of totals by model, workload and labels, of the stated accounts and of all others; requests of any further row
-have `other` as each of their labels."""
+"""Limit of the rows of totals by model, workload and labels. The stated accounts together have this limit, and so have
+all others; requests of any further row have `other` as each of their labels."""
 MAX_LABELS = 50
-"""Pairs of model and workload, beside the stated ones; requests of any further pair are added up under `other`. None
-gives way to another: what `other` took over of its counter, Prometheus would count twice."""
+"""Limit of the pairs of model and workload besides the stated ones; requests of any further pair are added up under
+`other`. No pair replaces another: if `other` took its joules over, Prometheus would count them twice."""
 MAX_STATED_ACCOUNTS = 200
-"""Pairs that can be stated."""
+"""Limit of the pairs that can be stated."""
 UNLABELLED = "unlabelled"
 """Workload of spans that name none."""
 

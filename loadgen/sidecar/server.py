@@ -87,10 +87,11 @@ async def keep_model(sidecar: Sidecar, number: int, model: str | None) -> None:
 
 
 def choose_meter(options: SidecarOptions, simulated: Sequence[bool]) -> tuple[EnergyMeter, tuple[NamedEngine, ...]]:
-    """Open the meter of all engines; return it, and the engines with names with the energy sources that were taken.
+    """Open the meter of all engines; return it, and the named engines with the energy sources that were taken.
 
-    simulated: whether each engine says that it is; its source is then its simulated counter, unless another is named.
-    A named engine's own source that does not answer yet is awaited. Raises LoadgenError when there is nothing to read.
+    simulated: True for each engine that reports itself as simulated; its source is then its simulated counter, unless
+    another is stated. A named engine's own source that does not answer yet is awaited. Raises LoadgenError when there
+    is nothing to read.
     """
     engines: tuple[NamedEngine, ...] = ()
     if options.engines:

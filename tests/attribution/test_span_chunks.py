@@ -22,14 +22,14 @@ def engine(lengths: list[int], budget: int, streams: int = 0) -> tuple[Phases, l
         if room == 0:
             steps.append(0)
             room = budget - streams
-        begin, left = len(steps) - 1, tokens
-        while left:
+        begin, waiting = len(steps) - 1, tokens
+        while waiting:
             if room == 0:
                 steps.append(0)
                 room = budget - streams
-            part = min(left, room)
+            part = min(waiting, room)
             steps[-1] += part
-            room, left = room - part, left - part
+            room, waiting = room - part, waiting - part
         rows.append((begin * STEP_NS, len(steps) * STEP_NS, True, tokens))
     rows += [(0, len(steps) * STEP_NS, False, len(steps))] * streams
     start_ns, end_ns, prefilling, done = (np.array(column) for column in zip(*rows, strict=True))
@@ -92,8 +92,8 @@ def test_steps_with_room_for_prompts_that_cross_them_have_no_budget() -> None:
     """Other clients' prompts were in these steps: a step is as empty as it is long ago that it was full."""
     phases, true = engine(lengths(), 2048)
     strangers = np.random.default_rng(1).random(len(phases.tokens)) < 0.5
-    ours = Phases(*(column[~strangers] for column in phases))
-    assert prefill_progress(ours, cadence_of(ours), 0, len(true) * STEP_NS) is None
+    own = Phases(*(column[~strangers] for column in phases))
+    assert prefill_progress(own, cadence_of(own), 0, len(true) * STEP_NS) is None
 
 
 def test_few_boundaries_and_none_tell_no_budget() -> None:
