@@ -65,9 +65,7 @@ def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] =
     for share, part in pairs:
         by_group.setdefault(share.gpu_group, []).append(part)
     whole = RunAttribution(
-        method=parts[0].method,
-        start_ns=parts[0].start_ns,
-        end_ns=parts[0].end_ns,
+        method=parts[0].method, start_ns=parts[0].start_ns, end_ns=parts[0].end_ns,
         measured_mj=sum(part.measured_mj for part in parts)
         + sum(gpus.idle_mj + gpus.unattributed_mj for gpus in shared),
         idle_mj=sum(part.idle_mj for part in parts) + sum(gpus.idle_mj for gpus in shared),
@@ -87,7 +85,7 @@ def sum_of_engines(shares: Sequence[EngineShare], shared: Sequence[SharedGpus] =
         rejected_joules=sum(part.rejected_joules or 0.0 for part in rejected) if rejected else None,
         rejected_se_joules=_together(_at_most(part.rejected_se_joules for part in own) for own in by_group.values()),
         engines={share.name: part for share, part in pairs},
-    )
+    )  # fmt: skip
     whole.check()
     return whole
 

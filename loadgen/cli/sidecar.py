@@ -79,8 +79,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--keep-for", "kept_s", default=3600.0, show_default=True, type=FiniteRange(0, 31_536_000),
               metavar="S", help="Time for which it knows them.")  # fmt: skip
 @click.option("--account", "accounts", multiple=True, metavar="MODEL[=WORKLOAD,...]",
-              help="Model, and workloads of it, that have series of their own from the beginning, whatever 50 others "
-              "clients name first; any further one is `other`. Repeatable.")  # fmt: skip
+              help="Model and its workloads that have series of their own from the beginning. Besides these, the first "
+              "50 pairs that spans name have series, and any further one is `other`. Repeatable.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="NAME=ATTRIBUTE[:VALUE,...]",
               help="Label of joules, tokens and requests, such as tenant=http.request.header.x-tenant: an attribute of "
               "the span, an entry of its baggage, or an attribute of its resource. With values, as in "

@@ -92,13 +92,7 @@ def open_fleet_meter(
     if choice == "auto":
         engines = _with_simulated_counters(engines, simulated)
     beside = [engine for engine in engines if engine.energy is None and choice != "none"]
-    if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
-        raise LoadgenError(
-            f"--engine {unplaced}: say which GPUs are its own (gpus=0), or where its energy is read (energy=URL)"
-        )
-    away = [engine.name for engine in beside if choice == "auto" and not is_local(engine.url)]
-    if away:
-        reason = f"{', '.join(away)}: on another host; run `loadgen sidecar` there and add energy=http://HOST:9478"
+    if reason := _unreadable(beside, choice):
         return None, [reason], tuple(engines)
     meters: dict[str, EnergyMeter] = {}
     reasons: list[str] = []
@@ -123,6 +117,17 @@ def open_fleet_meter(
             raise LoadgenError(str(err)) from err
         raise
     return whole, reasons, tuple(engines)
+
+
+def _unreadable(beside: Sequence[NamedEngine], choice: str) -> str:
+    """Return why engines without a source of their own cannot be measured from here; empty if they can. Raises
+    LoadgenError when it is not known which GPUs are an engine's."""
+    if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
+        raise LoadgenError(
+            f"--engine {unplaced}: say which GPUs are its own (gpus=0), or where its energy is read (energy=URL)"
+        )
+    away = ", ".join(engine.name for engine in beside if choice == "auto" and not is_local(engine.url))
+    return away and f"{away}: on another host; run `loadgen sidecar` there and add energy=http://HOST:9478"
 
 
 def _with_simulated_counters(engines: Sequence[NamedEngine], simulated: Collection[str] | None) -> list[NamedEngine]:
