@@ -20,6 +20,7 @@ from loadgen.stats.arrays import Floats, Ints, in_order
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
+    from loadgen.attribution.engine_steps import Bools
     from loadgen.telemetry.otlp_parse import RequestSpan
 
 
@@ -117,40 +118,43 @@ def slot_steps(
     unseen_ns: Ints,
     iterations: IterationsAt | None = None,
     prefills: PrefillProgress | None = None,
+    max_rows: int | None = None,
 ) -> EngineSteps:
-    """Return the work done in [start, end]: a step for each prefill and each slot between prefills.
+    """Return the work done in [start, end]: a step for each prefill and each slot between prefills, or for several.
 
     iterations: number of iterations until each instant, by which decodes go on, of which these phases may be a part.
-    prefills: progress of the prefills; None: it is even.
+    prefills: progress of the prefills; None: it is even. max_rows: limit of the rows, by `fewer_edges`.
     """
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
-    inside = end > begin
-    edges, own_progress = slot_edges(phases, cadence, slot_ns)
+    phase = np.flatnonzero(end > begin)
+    begin, end = begin[phase], end[phase]
+    all_edges, own_progress = slot_edges(phases, cadence, slot_ns)
+    edges = all_edges if max_rows is None else fewer_edges(all_edges, begin, end, max_rows)
 
     def progress_at(t_ns: Ints) -> Floats:
-        return np.asarray(iterations(t_ns) if iterations else np.interp(t_ns, edges, own_progress))
+        return np.asarray(iterations(t_ns) if iterations else np.interp(t_ns, all_edges, own_progress))
 
-    progress = progress_at(edges)
-    phase = np.flatnonzero(inside)
-    start_cell = np.searchsorted(edges, begin[inside], side="right") - 1
-    end_cell = np.searchsorted(edges, end[inside] - 1, side="right") - 1
-    pieces = end_cell - start_cell + 1
-    row = np.repeat(phase, pieces)
-    cell = np.repeat(start_cell, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
+    start_cell = np.searchsorted(edges, begin, side="right") - 1
+    pieces = np.searchsorted(edges, end - 1, side="right") - start_cell
+    row, until = np.repeat(phase, pieces), np.cumsum(pieces)
+    first, last = until - pieces, until - 1
+    cell = np.arange(len(row)) + np.repeat(start_cell - first, pieces)
+    progress, start_progress = progress_at(edges), progress_at(phases.start_ns)
+    length = np.maximum(progress_at(phases.end_ns) - start_progress, 1e-12)[row]
     prefilling = phases.prefilling[row]
-    start_progress = progress_at(phases.start_ns)
-    progress_made = np.maximum(progress_at(phases.end_ns) - start_progress, 1e-12)
-    length = np.where(phases.prefilling, phases.end_ns - phases.start_ns, progress_made)[row]
-    speed = np.where(prefilling, 1.0, (np.diff(progress) / np.diff(edges))[cell])
-    origin = np.where(prefilling, edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
-    # Share of its phase that each row has behind it at either end: both lie in its cell, where progress is a line.
-    done_at_start = (origin + speed * (from_ns - edges[cell])) / length
-    done_at_end = (origin + speed * (to_ns - edges[cell])) / length
-    if prefills is not None:
-        own = np.flatnonzero(prefilling)
-        for done, t_ns in ((done_at_start, from_ns), (done_at_end, to_ns)):
-            done[own] = prefills.at(row[own], t_ns[own] - phases.start_ns[row[own]])
+    own = np.flatnonzero(prefilling)
+    own_start_ns, own_length_ns = phases.start_ns[row[own]], (phases.end_ns - phases.start_ns)[row[own]]
+
+    def cut_at(edge: Ints, place: Ints, t_ns: Ints) -> tuple[Ints, Floats]:
+        """Return the instants of edges, or of an end of a phase, and the share of its phase that is done there."""
+        at_ns, at = edges[edge], progress[edge]
+        at_ns[place], at[place] = t_ns, progress_at(t_ns)
+        done = (at - start_progress[row]) / length
+        after_ns = at_ns[own] - own_start_ns
+        done[own] = prefills.at(row[own], after_ns) if prefills else after_ns / own_length_ns
+        return at_ns, done
+
+    (from_ns, done_at_start), (to_ns, done_at_end) = cut_at(cell, first, begin), cut_at(cell + 1, last, end)
     tokens = phases.tokens[row] * (done_at_end - done_at_start)
     present = np.bincount(cell, minlength=len(edges)) > 0
     used, step = np.flatnonzero(present), (np.cumsum(present) - 1)[cell]
@@ -166,6 +170,22 @@ def slot_steps(
         context=(phases.context[row] + phases.tokens[row] * (done_at_start + done_at_end) / 2).astype(np.float32),
         unseen_ns=unseen_ns,
     )
+
+
+def fewer_edges(edges: Ints, begin: Ints, end: Ints, max_rows: int) -> Ints:
+    """Return the edges, or so many of them, evenly, that the phases in [begin, end] have at the most `max_rows` rows.
+
+    An edge adds a row to each phase that it is inside. A phase may have two rows beside those that it has for edges
+    evenly, at its ends. Where these alone are more than three quarters of max_rows, a quarter is added to them.
+    """
+    inside = np.searchsorted(edges, end, side="left") - np.searchsorted(edges, begin, side="right")
+    rows = int(inside.sum())
+    if rows + len(begin) <= max_rows:
+        return edges
+    share = max(max_rows - 2 * len(begin), max_rows // 4) / rows
+    kept: Bools = np.diff(np.floor(np.arange(len(edges) + 1) * share)) > 0
+    kept[[0, -1]] = True
+    return edges[kept]
 
 
 class Cadence(NamedTuple):
@@ -236,8 +256,7 @@ def _plain_step_ns(phases: Phases, cadence: Cadence) -> float:
 def slot_edges(phases: Phases, cadence: Cadence, slot_ns: int) -> tuple[Ints, Floats]:
     """Return the increasing edges of the steps, and the progress of a decode at each, in ns of undisturbed time.
 
-    Decodes get a token in each step of a stretch. slot_ns: duration of a slot outside of the stretches; where it is
-    that of several steps, as many are one within the stretches too.
+    Decodes get a token in each step of a stretch. slot_ns: duration of a slot outside of the stretches.
     """
     if not len(phases.start_ns):
         return np.zeros(1, np.int64), np.zeros(1)
@@ -248,14 +267,7 @@ def slot_edges(phases: Phases, cadence: Cadence, slot_ns: int) -> tuple[Ints, Fl
     gap = np.repeat(np.arange(len(slots)), slots)
     nth = np.arange(len(gap)) - np.repeat(np.cumsum(slots) - slots, slots)
     between = gap_from[gap] + nth * length[gap] // slots[gap]
-    in_stretches = cadence.edges_ns
-    if (several := round(slot_ns / cadence.step_ns)) > 1:
-        apart = np.zeros(len(in_stretches), np.bool_)
-        apart[np.searchsorted(in_stretches, np.concatenate((cadence.starts_ns, cadence.ends_ns)))] = True
-        place = np.arange(len(in_stretches))
-        kept = apart | ((place - np.maximum.accumulate(np.where(apart, place, 0))) % several == 0)
-        in_stretches = in_stretches[kept]
-    edges = in_order(np.concatenate((between, in_stretches, gap_to[-1:])))
+    edges = in_order(np.concatenate((between, cadence.edges_ns, gap_to[-1:])))
     steps = cadence.steps_between(edges[:-1], edges[1:])
     return edges, np.concatenate(([0.0], np.cumsum(np.maximum(steps, 1e-9) * cadence.step_ns)))
 
@@ -265,12 +277,3 @@ def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
     result = np.full(steps, start, dtype=np.int64)
     choose.at(result, step, t_ns)
     return result
-
-
-def slot_for(phases: Phases, cadence: Cadence, start_ns: int, end_ns: int, max_rows: int) -> int:
-    """Return the time of a decode step, or the multiple of it that limits the work to about `max_rows` rows."""
-    begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
-    inside = end > begin
-    room = max(max_rows - 2 * int(inside.sum()), max_rows // 4)
-    rows = float(cadence.steps_between(begin[inside], end[inside]).sum())
-    return int(cadence.step_ns * max(1, -(-rows // room)))

@@ -104,8 +104,8 @@ def engine_progress(intervals: Intervals, phases: Phases, cadence: Cadence) -> P
     decoding_ns = np.where(ones > 0, 0.0, length * share)
     per_ns = np.full(len(length), 1 / cadence.step_ns)
     if intervals.iterations.any():
-        begun = np.cumsum(intervals.iterations) - intervals.iterations
-        _, joined = np.unique(begun // SURE_ITERATIONS, return_inverse=True)
+        counted_before = (np.cumsum(intervals.iterations) - intervals.iterations) // SURE_ITERATIONS
+        joined = np.concatenate(([0], np.cumsum(counted_before[1:] > counted_before[:-1])))
         iterations, group = np.bincount(joined, intervals.iterations), joined[interval]
         sums = [np.bincount(group[inside], x[inside], minlength=len(iterations)) for x in (ones, decoding_ns)]
         left = np.maximum(iterations - sums[0], 0.0)

@@ -22,7 +22,7 @@ import numpy as np
 from loadgen.attribution.cost_model import overlap
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad
 from loadgen.attribution.span_chunks import prefill_progress
-from loadgen.attribution.span_steps import cadence_of, phases_of, slot_for, slot_steps
+from loadgen.attribution.span_steps import cadence_of, phases_of, slot_steps
 from loadgen.sidecar.engine_progress import Intervals, Progress, engine_progress, intervals_of
 from loadgen.sidecar.watermark import SpanTimes
 
@@ -149,9 +149,9 @@ def rebuilt_steps(
     """
     phases = phases_of(requests)
     cadence, progress = cadence_of(phases), view.progress.at if view else None
-    slot_ns = slot_for(phases, cadence, start_ns, end_ns, max_rows)
     prefills = prefill_progress(phases, cadence, start_ns, end_ns) if chunked else None
-    steps = slot_steps(phases, cadence, start_ns, end_ns, slot_ns, unseen_ns, progress, prefills)
+    slot_ns = int(cadence.step_ns)
+    steps = slot_steps(phases, cadence, start_ns, end_ns, slot_ns, unseen_ns, progress, prefills, max_rows)
     return with_foreign(steps, view, at_end=at_end) if view else steps
 
 

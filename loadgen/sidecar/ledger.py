@@ -65,7 +65,7 @@ VIEW_NS = NS_PER_S
 """The engine's counters are looked at from this long before a portion on: two of their intervals are in it."""
 CLOCK_UPDATES = 200
 """Updates of a counter before a portion that show, with those in it, when it really updates."""
-COMMIT_ROWS, COMMIT_ROWS_PER_S, MOST_COMMIT_ROWS = 10_000, 2_000, 50_000
+COMMIT_ROWS, COMMIT_ROWS_PER_S, MOST_COMMIT_ROWS = 10_000, 2_000, 35_000
 """Rows of the work of a portion: at the least, of each second, and at the most."""
 FIT_ROWS = 20_000
 MAX_OPEN = 20_000

@@ -9,10 +9,10 @@ from loadgen.attribution.span_steps import (
     SHORTEST_SLOT_NS,
     Phases,
     cadence_of,
+    fewer_edges,
     first_token_of,
     phases_of,
     slot_edges,
-    slot_for,
     slot_steps,
 )
 from loadgen.telemetry.otlp_parse import RequestSpan
@@ -123,16 +123,6 @@ def test_a_step_beside_prefills_ends_where_an_answer_ends() -> None:
     assert edges_ms((0, 50, True, 5), (0, 20, False, 1)) == [0, 20, 50]
 
 
-def test_steps_beside_prefills_are_joined_as_slots_are() -> None:
-    """Slots of two steps: five boundaries within a stretch are two steps and one."""
-    rows = phases((0, 20, True, 5), (10, 40, True, 5), (30, 50, True, 5), (50, 150, False, 10))
-    assert cadence_of(rows).step_ns == 10 * MS
-    assert (edges_of(rows, 10 * MS)[0] / MS).tolist()[:7] == [0, 10, 20, 30, 40, 50, 60]
-    edges, progress = edges_of(rows, 20 * MS)
-    assert (edges / MS).tolist()[:5] == [0, 20, 40, 50, 70]
-    assert (progress / MS).tolist()[:5] == pytest.approx([0, 20, 40, 50, 70])
-
-
 def test_a_prefill_of_no_length_stalls_no_one() -> None:
     edges, progress = edges_of(phases((0, 40, False, 4), (20, 20, True, 0)), 20 * MS)
     assert (edges / MS).tolist() == (progress / MS).tolist() == [0, 20, 40]
@@ -194,14 +184,6 @@ def test_a_decode_goes_on_with_the_iterations_of_the_engine_where_those_are_know
     assert steps.decode.tolist() == pytest.approx([6, 2])
 
 
-def test_rows_are_counted_in_stretches_too() -> None:
-    """A prefill that overlaps ten others is cut into as many steps, of which a decode has a row in each."""
-    prefills = [(10.0 * k, 10.0 * k + 15, True, 5.0) for k in range(10)]
-    rows = phases(*prefills, (0, 100, False, 10))
-    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 1000) == cadence_of(rows).step_ns
-    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 40) >= 2 * cadence_of(rows).step_ns
-
-
 def test_a_phase_that_ends_where_the_time_begins_is_in_no_step() -> None:
     rows = phases((0, 30, False, 3), (0, 100, False, 10), (80, 90, True, 5))
     steps = slot_steps(rows, cadence_of(rows), 30 * MS, 80 * MS, 20 * MS, np.zeros((0, 2), np.int64))
@@ -222,28 +204,43 @@ def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
     (0.5, LONGEST_SLOT_NS),
 ])  # fmt: skip
 def test_a_slot_is_the_time_of_a_decode_step_within_limits(tokens: float, slot_ns: int) -> None:
-    rows = phases((900, 1000, True, 1), (1000, 1100, False, tokens))
-    assert slot_for(rows, cadence_of(rows), 1000 * MS, 1100 * MS, 10**6) == slot_ns
+    assert cadence_of(phases((900, 1000, True, 1), (1000, 1100, False, tokens))).step_ns == slot_ns
 
 
 def test_a_slot_is_the_longest_where_nothing_is_decoded() -> None:
-    assert (
-        slot_for(phases((0, 100, True, 50)), cadence_of(phases((0, 100, True, 50))), 0, 100 * MS, 10**6)
-        == LONGEST_SLOT_NS
-    )
+    assert cadence_of(phases((0, 100, True, 50))).step_ns == LONGEST_SLOT_NS
 
 
-def test_slots_grow_until_the_rows_fit() -> None:
-    """100 ms in slots of 10 ms are 10 rows. Of at most 6, 2 are for the phase's ends: 4 rows take 3 steps each."""
-    rows = phases((0, 100, False, 10))
-    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 12) == 10 * MS
-    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 6) == 30 * MS
+@pytest.mark.parametrize(("max_rows", "edges"), [
+    (12, [0, 10, 20, 30, 40, 50, 60, 70, 80]),  # seven cuts of one phase, three of the other: 12 rows
+    (11, [0, 10, 20, 40, 50, 70, 80]),  # seven of ten cuts, beside two rows for each phase
+    (8, [0, 20, 40, 70, 80]),
+    (4, [0, 80]),  # two rows for each phase are so many: one is left for cuts
+])  # fmt: skip
+def test_edges_are_left_out_evenly_until_the_rows_fit(max_rows: int, edges: list[int]) -> None:
+    begin, end = np.array([0, 35]), np.array([80, 65])
+    assert fewer_edges(np.arange(0, 90, 10), begin, end, max_rows).tolist() == edges
 
 
-@pytest.mark.parametrize(("max_rows", "slot_ms"), [(24, 10), (8, 50), (4, 200)])
-def test_room_for_slots_is_what_the_ends_of_the_phases_inside_leave_and_at_least_a_quarter(
-    max_rows: int, slot_ms: int
-) -> None:
-    """Two phases of 10 slots: 20, 4 and 1 rows for them. The third phase ends where the interval begins."""
-    rows = phases((1000, 1100, False, 10), (1000, 1100, False, 10), (900, 1000, True, 5))
-    assert slot_for(rows, cadence_of(rows), 1000 * MS, 1100 * MS, max_rows) == slot_ms * MS
+def a_busy_second(seed: int) -> Phases:
+    """200 requests of 2 to 80 tokens, each after its prefill."""
+    rng = np.random.default_rng(seed)
+    begin, prefill, decode = rng.uniform(0, 1000, 200), rng.uniform(0, 30, 200), rng.uniform(20, 800, 200)
+    prefills = [(b, b + p, True, 50.0) for b, p in zip(begin, prefill, strict=True)]
+    decodes = [(b + p, b + p + d, False, d / 10) for b, p, d in zip(begin, prefill, decode, strict=True)]
+    return phases(*prefills, *decodes)
+
+
+@pytest.mark.parametrize("max_rows", [1200, 2000, 5000, 100_000])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rows_are_limited_and_no_token_is_lost_for_that(seed: int, max_rows: int) -> None:
+    """400 phases: a limit of 1,200 leaves 400 rows for cuts. The whole time, and 300 ms of it."""
+    rows, unseen_ns = a_busy_second(seed), np.zeros((0, 2), np.int64)
+    cadence = cadence_of(rows)
+    for start_ns, end_ns in ((0, 3000 * MS), (400 * MS, 700 * MS)):
+        cut = (rows, cadence, start_ns, end_ns, int(cadence.step_ns), unseen_ns)
+        limited, whole = slot_steps(*cut, max_rows=max_rows), slot_steps(*cut)
+        assert len(limited.step) <= max_rows
+        for column in ("prefill", "decode"):
+            of_requests = (np.bincount(x.request, getattr(x, column), minlength=400) for x in (limited, whole))
+            np.testing.assert_allclose(*of_requests, rtol=1e-4, atol=1e-4)
