@@ -342,6 +342,11 @@ class Ledger:
         complete_ns = complete_until(samples, self._span_times(samples))
         return max(self._watermark_ns, give_up, min(complete_ns, self._unreported_ns(now_ns)))
 
+    def _latest_watermark(self, now_ns: int) -> int:
+        """The watermark if every request that ran is known: to find it takes no look at them."""
+        give_up = give_up_ns(now_ns, self._lateness, self._longest_ns)
+        return max(self._watermark_ns, give_up, now_ns - ns_from_s(self._lateness.min_s))
+
     def _unreported_ns(self, now_ns: int) -> int:
         """The beginning of the first request whose client has yet to report, at an engine that only computes prompts.
 
@@ -363,6 +368,9 @@ class Ledger:
     def commit(self, now_ns: int) -> bool:
         """Commit the energy up to the watermark if that is a portion worth the work; return whether it was."""
         self.settled = []
+        committed_ns = min((domain.committed.t_ns for domain in self._domains.values()), default=0)
+        if self._latest_watermark(now_ns) < committed_ns + MIN_COMMIT_NS:
+            return False
         watermark_ns = self.watermark(now_ns)
         pending = {name: domain.pending(watermark_ns) for name, domain in self._domains.items()}
         pending = {name: points for name, points in pending.items() if len(points) > 1}
