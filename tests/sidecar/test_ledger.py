@@ -16,7 +16,7 @@ from loadgen.sidecar.ledger import Ledger, Snapshot
 from loadgen.sidecar.live_fit import LiveFit
 from loadgen.sidecar.watermark import EDGE_NS, AllowedLateness
 from loadgen.telemetry.otlp_parse import RequestSpan
-from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
+from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s, s_from_ns
 
 GPU = EnergyDomain(name="gpu:0", source="simulated", uuid="GPU-0")
 OTHER = EnergyDomain(name="gpu:1", source="simulated", uuid="GPU-1")
@@ -356,6 +356,21 @@ def test_a_portion_is_committed_from_its_shortest_duration_on() -> None:
         assert ledger.commit(ns_from_s(60)) is committed
         (energy,) = ledger.snapshot(ns_from_s(60)).domains
         assert (energy.committed_mj, energy.pending_mj) == ((10_000, 0) if committed else (0, 10_000))
+
+
+@pytest.mark.parametrize(("after_s", "looked"), [(0.5, False), (1.9, False), (2.0, True)])
+def test_requests_are_looked_at_once_the_shortest_portion_can_have_ended(
+    monkeypatch: pytest.MonkeyPatch, after_s: float, looked: bool
+) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 10, 30, 500.0)
+    looks(ledger, 10, 30, running=0, tokens=0, per_s=0)
+    assert ledger.commit(ns_from_s(25))
+    committed_s = s_from_ns(ledger.committed_ns)
+    counts: list[int] = []
+    monkeypatch.setattr(books, "complete_until", lambda samples, _: counts.append(len(samples)) or 0)
+    assert not ledger.commit(ns_from_s(committed_s + after_s + LATENESS.min_s))
+    assert bool(counts) is looked
 
 
 def test_a_portion_lasts_from_the_earliest_start_of_a_domain_to_the_latest_end() -> None:
