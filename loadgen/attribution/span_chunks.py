@@ -24,8 +24,6 @@ MIN_BOUNDARIES = 20
 """Boundaries that a prompt must cross for a budget to be learned."""
 ALLOWED = 0.9
 """Share of them that must allow the budget."""
-LONGEST_CHAIN = 8
-"""Full steps in a row that are looked at together: what is unknown at their ends then weighs little."""
 
 
 class Crossings(NamedTuple):
@@ -110,22 +108,19 @@ def _summed(of_steps: Floats) -> Floats:
 def budget_of(crossings: Crossings) -> int | None:
     """Return the tokens that a step may compute; None where boundaries are too few or contradict one another.
 
-    The tokens of m full steps are m budgets. They are those of the decodes and of the prompts that ended in the steps,
-    without what the prompt across the first boundary had before, and with what the prompt across the last one has.
+    The tokens of the m full steps between two boundaries are m budgets. They are those of the decodes and of the
+    prompts that ended there, without what the prompt across the first boundary had before, and with what the prompt
+    across the second one has.
     """
-    edge = np.arange(len(crossings.owner))
     crossed = crossings.owner >= 0
-    last = np.flatnonzero(crossed[1:]) + 1
-    first = np.maximum(np.maximum.accumulate(np.where(crossed, 0, edge))[last], last - LONGEST_CHAIN)
-    if len(last) < MIN_BOUNDARIES:
+    full = crossed[1:]
+    if full.sum() < MIN_BOUNDARIES:
         return None
     prompt = np.where(crossed, crossings.tokens[crossings.owner], 0.0)
-    work = (crossings.ended + crossings.decoded)[last] - (crossings.ended + crossings.decoded)[first]
-    steps = crossings.steps[last] - crossings.steps[first]
-    allowed = [
-        np.mean((work - prompt[first] <= budget * steps) & (budget * steps <= work + prompt[last]))
-        for budget in PRIOR.budgets
-    ]
+    work = np.diff(crossings.ended + crossings.decoded)[full]
+    lower, upper = work - prompt[:-1][full], work + prompt[1:][full]
+    steps = np.diff(crossings.steps)[full]
+    allowed = [np.mean((lower <= budget * steps) & (budget * steps <= upper)) for budget in PRIOR.budgets]
     best = int(np.argmax(allowed))
     return PRIOR.budgets[best] if allowed[best] >= ALLOWED else None
 

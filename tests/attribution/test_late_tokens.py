@@ -1,13 +1,14 @@
 """Steps of prompts whose tokens came late."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.engine_steps import EngineSteps
-from loadgen.attribution.late_tokens import MIN_STEPS
+from loadgen.attribution.late_tokens import MIN_STEPS, TOO_SHORT, with_late_prefills_joined
 from loadgen.units import NS_PER_MS
 from support.attribution_runs import request_ns
 
@@ -41,6 +42,23 @@ def test_a_prompt_whose_token_came_with_the_next_is_one_step_with_it() -> None:
 def test_steps_that_last_as_long_as_their_prompts_take_are_left_alone(tokens: list[int]) -> None:
     steps = prompts_in_turn(tokens)
     assert steps.request.tolist() == steps.step.tolist() == list(range(len(tokens)))
+
+
+@pytest.mark.parametrize(
+    ("share", "pause_ms", "joined"), [(0.8, 0, True), (1.2, 0, False), (0.8, 5, False)],
+    ids=["a short step", "a step that is long enough", "a short step after a pause"],
+)  # fmt: skip
+def test_a_step_is_joined_to_the_one_before_only_if_it_is_short_and_follows_at_once(
+    share: float, pause_ms: int, joined: bool
+) -> None:
+    """share: of the longest time that is too short."""
+    steps = prompts_in_turn([200] * 24)
+    ends_ns, starts_ns = steps.end_ns.copy(), steps.start_ns.copy()
+    starts_ns[7] = ends_ns[7] - round(share * TOO_SHORT * 200 / TOKENS_A_MS * NS_PER_MS)
+    ends_ns[6] = starts_ns[7] - pause_ms * NS_PER_MS
+    moved = with_late_prefills_joined(replace(steps, start_ns=starts_ns, end_ns=ends_ns))
+    assert moved.count == steps.count - joined
+    assert (moved.step[7] == moved.step[6]) == joined
 
 
 def test_few_steps_are_no_evidence() -> None:
