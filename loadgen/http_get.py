@@ -92,6 +92,8 @@ class HttpClient:
                 raise ValueError
             length = b"" if body is None else b"Content-Length: %d\r\n" % len(body)
             request = f"{method} {path} HTTP/1.1\r\n".encode() + self._fields + length + b"\r\n" + (body or b"")
+            if self._connection.sock is not None and self._incoming.is_ready:
+                self.close()
             if self._connection.sock is None:
                 self._open()
             self._connection.sock.settimeout(self._timeout_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import select
 from collections.abc import Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,6 +40,14 @@ class Incoming:
         self._pending = b""
         self.end_s = 0.0
         """Instant at which the last wait ends, by `monotonic`."""
+        self._ready = select.poll()
+        self._ready.register(connection, select.POLLIN)
+
+    @property
+    def is_ready(self) -> bool:
+        """True if there are bytes, or the connection has ended. Before a request that means that the server sent more
+        than a response: it would be taken for the response to the next request."""
+        return bool(self._pending or self._ready.poll(0))
 
     def some(self) -> bytes:
         """Return the next bytes; none at the end of the connection."""

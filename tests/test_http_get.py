@@ -114,6 +114,35 @@ def test_a_body_may_end_with_its_connection_and_the_next_request_opens_another(r
         client.close()
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+@pytest.mark.parametrize("extra", [b"\r\n", page(b"stale"), page(b"", b"408 Request Timeout")])
+def test_what_a_server_sends_after_a_response_answers_no_later_request(extra: bytes, pause_s: float) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+
+        def play() -> None:
+            for body in (b"first", b"second"):
+                connection, _ = listener.accept()
+                connection.settimeout(10)
+                with connection:
+                    connection.recv(65536)
+                    parts = [page(body), extra] if pause_s else [page(body) + extra]
+                    for part in parts:
+                        connection.sendall(part)
+                        sleep(pause_s)
+                    with suppress(ConnectionResetError):
+                        connection.recv(65536)
+
+        thread = Thread(target=play, daemon=True)
+        thread.start()
+        client = HttpClient(urlsplit("http://{}:{}".format(*listener.getsockname())))
+        assert client.request("GET", "/").body == b"first"
+        sleep(2 * pause_s)
+        assert client.request("GET", "/").body == b"second"
+        client.close()
+        thread.join(10)
+
+
 @pytest.mark.parametrize(
     "response",
     [
