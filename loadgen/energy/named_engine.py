@@ -124,4 +124,5 @@ def _is_http(url: str) -> bool:
         public_url(parts)
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
+    has_option = "," in f"{parts.hostname}{parts.path}"  # one that is misspelled
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not has_option
