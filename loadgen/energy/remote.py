@@ -47,8 +47,9 @@ MAX_COUNT = 1e15
 class ClockOffset:
     """This machine's clock minus the server's, from requests: the server's stamp lies between sent and received.
 
-    The observation with the least error is kept: half its round trip, plus the drift of the clocks since. On loopback
-    both read the same monotonic clock; when an observation agrees with that, the offset is exactly 0.
+    The observation with the least error is kept: half its round trip, plus the drift of the clocks since. One that
+    contradicts it is of another clock, that of a host that has booted or taken the place of the first. On loopback both
+    read the same monotonic clock; when an observation agrees with that, the offset is exactly 0.
     """
 
     def __init__(self, *, loopback: bool) -> None:
@@ -63,8 +64,12 @@ class ClockOffset:
         error_ns = (received_ns - sent_ns + 1) // 2
         if self._loopback and sent_ns <= server_ns <= received_ns:
             offset_ns = error_ns = 0
-        if self.error_ns is None or error_ns <= self.error_ns + DRIFT * (received_ns - self._observed_ns):
-            self._observed_ns, self.offset_ns, self.error_ns = received_ns, offset_ns, error_ns
+        if self.error_ns is not None:
+            kept_error_ns = self.error_ns + DRIFT * (received_ns - self._observed_ns)
+            is_other = abs(offset_ns - self.offset_ns) > kept_error_ns + error_ns
+            if error_ns > kept_error_ns and not is_other:
+                return
+        self._observed_ns, self.offset_ns, self.error_ns = received_ns, offset_ns, error_ns
 
 
 class _MonotoneSeries:

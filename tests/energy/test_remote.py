@@ -153,6 +153,15 @@ def test_the_offset_is_right_within_its_error(ahead_ns: int, trips: list[tuple[i
     assert abs(clock.offset_ns + ahead_ns) <= clock.error_ns
 
 
+@given(jump_ns=st.integers(NS_PER_S, 10**15), ahead=st.sampled_from([-1, 1]), trip_ns=st.integers(2, NS_PER_S // 4))
+def test_another_clock_at_the_same_address_is_taken_at_once(jump_ns: int, ahead: int, trip_ns: int) -> None:
+    clock = ClockOffset(loopback=False)
+    clock.observe(0, 100_000, 50_000)
+    clock.observe(NS_PER_S, NS_PER_S + trip_ns, NS_PER_S + trip_ns // 2 + ahead * jump_ns)
+    assert clock.error_ns is not None
+    assert abs(clock.offset_ns + ahead * jump_ns) <= clock.error_ns
+
+
 def test_a_server_that_starts_again_leaves_a_gap(site: Site, remote: Remote) -> None:
     gpu = Gpu(site)
     gpu.move(100.0)
