@@ -140,6 +140,8 @@ class LedgerWriter:
     def close(self) -> None:
         """Write what waits, and let others have the folder."""
         self.flush()
+        if lost := sum(len(batch.requests) for batch in self._waiting):
+            _log.warning("the ledger %s lacks the last %d requests: %s", self.folder, lost, self.problem)
         with self._disk:
             if self._file is not None:
                 os.close(self._file)

@@ -140,6 +140,18 @@ def test_a_full_disk_is_said_once_and_what_waited_is_written_when_there_is_room(
     assert bill_of(tmp_path).counter_mj == 5 * 3_610
 
 
+def test_a_disk_that_is_full_to_the_end_is_said_with_the_number_of_requests_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer, _ = LedgerWriter(tmp_path), FullDisk(monkeypatch, 1_000)
+    for number in range(5):
+        writer.add(batch(number, requests=2))
+    writer.close()
+    lost = 10 - len(ids(tmp_path))
+    assert 0 < lost < 10
+    assert f"lacks the last {lost} requests: No space left on device" in caplog.messages[-1]
+
+
 def test_a_disk_that_stays_full_loses_lines_of_requests_and_says_how_many_but_no_energy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
