@@ -147,7 +147,7 @@ def test_what_one_engine_gains_the_other_loses_so_their_sum_is_surer_than_indepe
     records = two_streams(2)
     series, truth = priced(records)
     rows = np.arange(len(records))
-    sums = {"all": rows, "first": rows[::2]}
+    sums = {"all": rows, "first": rows[::2], "second": rows[1::2]}
     off, joint, independent = [], [], []
     for seed in range(12):
         noise = 1 + 0.03 * np.random.default_rng(seed).standard_normal(len(series) - 1)
@@ -159,8 +159,9 @@ def test_what_one_engine_gains_the_other_loses_so_their_sum_is_surer_than_indepe
         joint.append(result.sums["all"].attributed_se_joules)
         independent.append(float(np.hypot(*errors)))
         assert joint[-1] <= sum(errors)
-        of_first = result.engines[0].sums["first"]
-        assert result.sums["first"].attributed_se_joules == pytest.approx(of_first.attributed_se_joules)
+        for engine, name in zip(result.engines, ("first", "second"), strict=True):
+            own = engine.sums[name].attributed_se_joules
+            assert result.sums[name].attributed_se_joules == pytest.approx(own) and own > 0
     rms = float(np.sqrt(np.mean(np.square(off))))
     assert np.mean(joint) < 0.8 * np.mean(independent)
     assert 0.5 < rms / np.mean(joint) < 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loadgen.attribution.cost_model import step_features
-from loadgen.attribution.span_chunks import MIN_BOUNDARIES, prefill_progress
+from loadgen.attribution.span_chunks import MIN_BOUNDARIES, crossings_of, prefill_progress
 from loadgen.attribution.span_steps import Phases, cadence_of, slot_steps
 from loadgen.units import NS_PER_MS
 
@@ -94,6 +94,14 @@ def test_steps_with_room_for_prompts_that_cross_them_have_no_budget() -> None:
     strangers = np.random.default_rng(1).random(len(phases.tokens)) < 0.5
     own = Phases(*(column[~strangers] for column in phases))
     assert prefill_progress(own, cadence_of(own), 0, len(true) * STEP_NS) is None
+
+
+def test_a_boundary_that_several_prompts_cross_is_no_evidence_for_any_of_them() -> None:
+    """Spans whose instants are not exact may overlap."""
+    edges_ns = STEP_NS * np.arange(1, 4)
+    crossing = Phases(np.arange(2), np.array([0, STEP_NS]), np.array([3, 4]) * STEP_NS, np.ones(2, bool),
+                      np.full(2, 3000.0), np.zeros(2))  # fmt: skip
+    assert crossings_of(crossing, np.arange(2), edges_ns).owner.tolist() == [0, -1, 1]
 
 
 def test_few_boundaries_and_none_tell_no_budget() -> None:

@@ -69,6 +69,14 @@ def test_the_gpu_is_read_at_its_own_pace_wherever_it_is_named() -> None:
     meter.close()
 
 
+def test_a_meter_whose_domains_are_not_known_yet_is_not_the_one_read_at_the_callers_pace() -> None:
+    awaited, machine = Counter("gpu:0"), Counter("machine:plug")
+    awaited.domains, awaited.poll_s = [], 1.0
+    meter = SeveralMeters({"--engine far": awaited, "URL": machine})
+    assert meter.poll_s == machine.poll_s
+    meter.close()
+
+
 def failing() -> Reading:
     raise MeterError("it is gone")
 
