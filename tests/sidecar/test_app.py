@@ -241,21 +241,22 @@ async def test_calls_that_never_send_their_spans_do_not_hold_the_others(monkeypa
             ended.wait()
             yield from ()
 
-        def send() -> bool:
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, suppress(grpc.RpcError):
-                return bool(channel.unary_unary(GRPC_METHOD)(b"", timeout=10) == b"")
-            return False
+        def send() -> bytes:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                answer: bytes = channel.unary_unary(GRPC_METHOD)(b"", timeout=10)
+                return answer
 
         channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
         held = [channel.stream_unary(GRPC_METHOD).future(never()) for _ in range(grpc_server.MAX_CALLS)]
         try:
             for _ in range(500):
-                if await asyncio.to_thread(send):
+                if all(call.done() for call in held):
                     break
                 await asyncio.sleep(0.02)
             else:
                 raise AssertionError("the calls of one client are all that there are")
-            assert any(call.done() for call in held)
+            assert "UNAVAILABLE" in {call.code().name for call in held}, "the server ended them"
+            assert await asyncio.to_thread(send) == b""
         finally:
             ended.set()
             channel.close()
