@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attribution.test_span_chunks import STEP_NS, UNSEEN_NS, engine, lengths
+from loadgen.attribution.cost_model import step_features
 from loadgen.attribution.span_steps import Phases, cadence_of, phases_of, slot_steps
 from loadgen.sidecar.engine_progress import Intervals, Progress
 from loadgen.sidecar.foreign_tokens import (
@@ -17,11 +19,12 @@ from loadgen.sidecar.foreign_tokens import (
     engine_view,
     foreign_tokens,
     foreign_work,
+    rebuilt_steps,
     spread_tokens,
     with_foreign,
 )
 from loadgen.telemetry.otlp_parse import RequestSpan
-from loadgen.units import NS_PER_S, ns_from_s
+from loadgen.units import NS_PER_S, ns_from_s, s_from_ns
 from sidecar.test_ledger import span
 
 EDGES = np.arange(5) * NS_PER_S
@@ -260,3 +263,19 @@ def test_prompts_alone_are_other_clients_too() -> None:
     work = ForeignWork(np.zeros(4), np.zeros(4), np.array([0.0, 0, 0, 300]))
     foreign = with_foreign(steps, EngineView(Counted((0, 0, 0, 0)).intervals(), work, STEADY), at_end=False).foreign
     assert foreign is not None and foreign.steps.tolist() == [0, 0, 0, 10]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_prompts_are_in_the_steps_that_had_room_for_them_where_that_is_asked_for(chunked: bool) -> None:
+    prefills, tokens = engine(lengths(), 2048)
+    spans = [
+        span(str(k), s_from_ns(start_ns), s_from_ns(end_ns), 1, first_token_ns=end_ns, input_tokens=prompt)
+        for k, (start_ns, end_ns, prompt) in enumerate(
+            zip(prefills.start_ns.tolist(), prefills.end_ns.tolist(), prefills.tokens.tolist(), strict=True)
+        )
+    ]
+    steps = rebuilt_steps(
+        spans, None, 0, len(tokens) * STEP_NS, UNSEEN_NS, 10_000, at_end=False, chunked=chunked
+    )  # fmt: skip
+    off = np.abs(step_features(steps)[:, 1] - np.add.reduceat(tokens, steps.start_ns // STEP_NS))
+    assert (off.max() < 2) == chunked

@@ -941,3 +941,26 @@ def test_a_prompts_energy_waits_for_its_client_who_reports_when_another_engine_h
 @pytest.mark.parametrize(("seconds", "rows"), [(2, 10_000), (5, 10_000), (10, 20_000), (25, 35_000), (600, 35_000)])
 def test_a_long_portion_may_have_more_rows_up_to_a_bound(seconds: int, rows: int) -> None:
     assert books.commit_rows(seconds * NS_PER_S) == rows
+
+
+def test_requests_that_follow_one_another_have_the_energy_of_their_time_on_the_counters_own_clock() -> None:
+    """Each takes a second, with another power than the one before. Updates every 100 ms are seen up to 60 ms late: as
+    seen, they would put 2 % (median) into the account of a neighbour. The ends of portions alone stay as seen."""
+    ledger, rng, joules = Ledger([GPU], lateness=LATENESS), np.random.default_rng(0), 0.0
+    looks(ledger, 0, 40, running=1, tokens=0, per_s=50)
+    watts = {second: 300.0 if second % 2 else 700.0 for second in range(40)}
+    shares: list[float] = []
+    for second in range(40):
+        for tick in range(10):
+            joules += watts[second] / 10
+            late_ns = int(rng.integers(0, 60 * NS_PER_MS))
+            seen_ns = ns_from_s(second) + (tick + 1) * 100 * NS_PER_MS + late_ns
+            ledger.add_energy([EnergySample(seen_ns - 30 * NS_PER_MS, "gpu:0", joules, slack_ns=30 * NS_PER_MS)])
+        ledger.add_span(span(f"{second}", second, second + 1), ns_from_s(second + 1))
+        ledger.commit(ns_from_s(second + 1))
+        shares += [
+            (settled.entry.prefill_mj + settled.entry.decode_mj) / 1000 / watts[int(settled.entry.request.key)]
+            for settled in ledger.settled
+        ]
+    off = np.abs(np.array(shares[5:]) - 1)
+    assert len(off) > 20 and np.median(off) < 0.005
