@@ -173,10 +173,11 @@ def slot_steps(
 
 
 def fewer_edges(edges: Ints, begin: Ints, end: Ints, max_rows: int) -> Ints:
-    """Return the edges, or so many of them, evenly, that the phases in [begin, end] have at the most `max_rows` rows.
+    """Return the edges, or as many of them, evenly spread, as keep the rows of phases in [begin, end] to `max_rows`.
 
-    An edge adds a row to each phase that it is inside. A phase may have two rows beside those that it has for edges
-    evenly, at its ends. Where these alone are more than three quarters of max_rows, a quarter is added to them.
+    An edge inside a phase cuts it into one row more. Of a share of the edges, a phase has that share of its cuts and at
+    the most two rows more. Where two rows for each phase leave less than a quarter of max_rows, the cuts have a quarter
+    all the same, and there are more rows than that.
     """
     inside = np.searchsorted(edges, end, side="left") - np.searchsorted(edges, begin, side="right")
     rows = int(inside.sum())

@@ -68,7 +68,7 @@ CLOCK_UPDATES = 200
 COMMIT_ROWS, COMMIT_ROWS_PER_S, MOST_COMMIT_ROWS = 10_000, 2_000, 35_000
 """Rows of the work of a portion: at the least, of each second, and at the most."""
 FIT_ROWS = 20_000
-"""Rows of the work that prices are fitted to, at the most."""
+"""Rows of the work that prices are fitted to, at the most, unless the phases are too many for it."""
 MAX_OPEN = 20_000
 """Requests that are not closed yet."""
 MAX_FIRST_TOKENS = 20_000
