@@ -18,7 +18,7 @@ from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError, NoAnswerError
 from loadgen.http_get import HttpResponse, PageClient
-from loadgen.units import MJ_PER_J, mj_from_j
+from loadgen.units import MJ_PER_J, NS_PER_S, mj_from_j
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -29,6 +29,11 @@ ALIGNING_REQUESTS = 4
 """Further requests when a feed is opened: the one with the shortest round trip gives the clock offset."""
 DRIFT = 1e-4
 """Largest relative drift between two machines' clocks: it makes an old offset worth less than a new one."""
+MAX_DOMAINS = 1024
+MAX_DOMAIN_TEXT = 200
+"""Limit of each text about a domain; all are printable."""
+MAX_AHEAD_NS = NS_PER_S
+"""A sample may be as much later than its page: its instant may be that of a third machine's clock."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 GATEWAY_STATUSES = (502, 503, 504)
@@ -205,6 +210,8 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
     for name in ("slack_ns", "gaps", "capped_ns", "sm_mhz"):
         if (row := getattr(page, name)) and len(row) != len(page.samples):
             raise MeterError(f"{address}/energy contradicts itself: its {name} are not as many as its samples")
+    if any(t_ns > page.now_ns + MAX_AHEAD_NS for t_ns, *_ in page.samples):  # the true ones would be older than it
+        raise MeterError(f"{address}/energy contradicts itself: a sample is later than its page")
     if len({domain.name for domain in page.domains}) < len(page.domains):
         raise MeterError(f"{address}/energy contradicts itself: two of its domains have the same name")
     return page
@@ -212,7 +219,11 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
 
 def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: str) -> list[EnergyDomain]:
     """Return the GPUs that `chosen` names by index or by the beginning of the UUID, and what is no GPU; all when it is
-    None."""
+    None. Raises MeterError when a GPU is not there, or the server's domains are beyond all bounds."""
+    if len(domains) > MAX_DOMAINS:
+        raise MeterError(f"{address} has {len(domains):,} domains; {MAX_DOMAINS:,} are the most")
+    if not all(map(_is_plain, domains)):
+        raise MeterError(f"{address} has a domain whose name is no line of {MAX_DOMAIN_TEXT} printable characters")
     if chosen is None:
         return domains
     names = {f"gpu:{token}" for token in chosen}
@@ -222,6 +233,13 @@ def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: 
         present = ", ".join(d.name for d in domains) or "none"
         raise MeterError(f"{address} has no GPU {', '.join(chosen)}; it has {present}")
     return [d for d in domains if d in selected or not d.name.startswith("gpu:")]
+
+
+def _is_plain(domain: EnergyDomain) -> bool:
+    texts = (domain.name, domain.source, domain.uuid, domain.device, domain.within)
+    return bool(domain.name) and all(
+        len(text) <= MAX_DOMAIN_TEXT and text.isprintable() for text in texts if text is not None
+    )
 
 
 class GpuCounter(NamedTuple):

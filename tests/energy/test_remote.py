@@ -396,6 +396,22 @@ def bad_pages() -> dict[str, tuple[dict[str, Answer], str]]:
             },
             "two of its domains have the same name",
         ),
+        "a sample of tomorrow": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[86400000000000,"gpu:0",2.0]]}')},
+            "a sample is later than its page",
+        ),
+        "a name of two lines": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[{"name":"gpu:0\\ngpu:1","source":"s"}],"samples":[]}')},
+            "no line of 200 printable characters",
+        ),
+        "a long name": (
+            {"/metrics": (200, b'loadgen_gpu_energy_joules_total{gpu="%s"} 1\n' % (b"x" * 300))},
+            "no line of 200 printable characters",
+        ),
+        "thousands of GPUs": (
+            {"/metrics": (200, b"".join(b'loadgen_gpu_energy_joules_total{gpu="%d"} 1\n' % n for n in range(1025)))},
+            "has 1,025 domains; 1,024 are the most",
+        ),
         "a wrong sample": ({"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1]]}')}, "is no energy feed"),
         "a locked door": ({"/energy": (401, b"")}, "answers 401: set LOADGEN_ENERGY_TOKEN to its token"),
         "a flood": ({"/energy": (200, huge)}, "sent more than 8 MiB"),
