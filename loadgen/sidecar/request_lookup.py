@@ -38,26 +38,26 @@ class RequestLookup:
         """Keep these, and forget the oldest that are too many."""
         for named in settled:
             key = named.request.id
+            if key in self._settled:
+                self._forget(key)
             self._settled[key] = named
-            self._settled.move_to_end(key)
             self._ids |= dict.fromkeys((*named.names, key), key)
         while len(self._settled) > self._kept:
-            self._forget_oldest()
+            self._forget(next(iter(self._settled)))
 
     def forget(self, now_unix_ns: int) -> None:
         """Forget those that settled too long ago."""
         before_ns = now_unix_ns - self._kept_ns
         while self._settled and next(iter(self._settled.values())).request.settled_unix_ns < before_ns:
-            self._forget_oldest()
+            self._forget(next(iter(self._settled)))
 
     def find(self, name: str) -> SettledRequest | None:
         """Return the request with this id, or with the client's id that an engine's id contains."""
         key = self._ids.get(name) or self._ids.get(join_key(name))
         return None if key is None else self._settled[key].request
 
-    def _forget_oldest(self) -> None:
-        key, named = self._settled.popitem(last=False)
-        for name in {key, *named.names}:
+    def _forget(self, key: str) -> None:
+        for name in {key, *self._settled.pop(key).names}:
             if self._ids.get(name) == key:
                 del self._ids[name]
 

@@ -35,6 +35,16 @@ def test_of_requests_with_one_id_the_newest_is_found() -> None:
     assert lookup.find("a") == settled("a", settled_ns=2)
 
 
+def test_the_names_of_an_earlier_request_with_the_same_id_are_forgotten_with_it() -> None:
+    lookup = RequestLookup(kept=2, kept_ns=50)
+    lookup.add([named("a", "a", f"engine-{number}") for number in range(5)])
+    assert lookup.find("engine-3") is None, "the joules of the newest are not its own"
+    assert lookup.find("engine-4") == settled("a")
+    lookup.add([named("b"), named("c")])
+    assert [lookup.find(name) for name in ("a", "engine-3", "engine-4")] == [None] * 3
+    assert len(lookup._ids) == 2
+
+
 def test_the_oldest_are_forgotten_by_number_and_by_time() -> None:
     lookup = RequestLookup(kept=2, kept_ns=50)
     lookup.add([named("a", "a", "x", settled_ns=10), named("b", settled_ns=20), named("c", settled_ns=60)])
