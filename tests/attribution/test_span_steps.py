@@ -211,6 +211,26 @@ def test_a_slot_is_the_longest_where_nothing_is_decoded() -> None:
     assert cadence_of(phases((0, 100, True, 50))).step_ns == LONGEST_SLOT_NS
 
 
+@pytest.mark.parametrize(("tokens", "prefill", "step_ms"), [
+    (10, (1020, 1060), 60 / 9),  # one token comes with the prefill, the others in 60 ms
+    (10, (1010, 1085), 25 / 9),  # a quarter of its time is outside
+    (10, (1010, 1086), 10),  # less than that: all of its time counts
+    (2, (1020, 1060), 60),
+    (1.5, (1020, 1060), 100 / 1.5),  # less than a token is outside
+])  # fmt: skip
+def test_a_step_lasts_as_long_as_a_token_takes_beside_no_prefill(
+    tokens: float, prefill: tuple[float, float], step_ms: float
+) -> None:
+    rows = phases((*prefill, True, 5), (1000, 1100, False, tokens))
+    assert cadence_of(rows).step_ns == pytest.approx(step_ms * MS)
+
+
+def test_prefills_that_overlap_are_one_stretch() -> None:
+    cadence = cadence_of(phases((10, 20, True, 5), (30, 70, True, 5), (50, 60, True, 5), (65, 80, True, 5)))
+    assert (cadence.starts_ns // MS).tolist() == [10, 30]
+    assert (cadence.ends_ns // MS).tolist() == [20, 80]
+
+
 @pytest.mark.parametrize(("max_rows", "edges"), [
     (12, [0, 10, 20, 30, 40, 50, 60, 70, 80]),  # seven cuts of one phase, three of the other: 12 rows
     (11, [0, 10, 20, 40, 50, 70, 80]),  # seven of ten cuts, beside two rows for each phase
