@@ -32,7 +32,7 @@ DRIFT = 1e-4
 MAX_DOMAINS = 1024
 MAX_DOMAIN_TEXT = 200
 """Limit of each text about a domain; all are printable."""
-MAX_AHEAD_NS = NS_PER_S
+MAX_AHEAD_NS = 10 * NS_PER_S
 """A sample may be as much later than its page: its instant may be that of a third machine's clock."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
