@@ -10,7 +10,7 @@ Python throws away, so they are read from there; the unit of a field follows fro
 import ast
 import inspect
 import sys
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -100,13 +100,26 @@ def field_names(kind: type) -> dict[str, str]:
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """Return the JSON Schema of a file, with the description and the unit of each field."""
+    """Return the JSON Schema of a file, with the description and the unit of each field.
+
+    It is the same with msgspec 0.22 and 0.23. The latter dedents docstrings and has the default of a dataclass's
+    list, as is done here for both. It also has the names that a mapping may have, which are left out.
+    """
     kind, described = FILES[name]
     made = msgspec.json.schema(kind)
     for struct in structs_in(kind, {}).values():
-        names, properties = field_names(struct), made["$defs"][struct.__name__].get("properties", {})
+        definition = made["$defs"][struct.__name__]
+        definition["description"] = inspect.cleandoc(definition["description"])
+        names, properties = field_names(struct), definition.get("properties", {})
+        lists = (
+            {field.name for field in fields(struct) if field.default_factory is list} if is_dataclass(struct) else ()
+        )
         texts = {names.get(name, name): text for name, text in descriptions(struct).items()}
         for key, field in properties.items():
+            if "enum" in field.get("propertyNames", {}):
+                del field["propertyNames"]
+            if key in lists:
+                field["default"] = []
             if key in texts:
                 field["description"] = texts[key]
             elif key == struct.__struct_config__.tag_field:
