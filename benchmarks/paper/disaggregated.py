@@ -79,7 +79,7 @@ def on_two_gpus() -> str:
     """Return a row for each way of serving each load on two GPUs."""
     read = several_engines.runs()
     body = []
-    for load in ("load4-1", "load14-1", "load14-2"):
+    for load in several_engines.LOADS:
         pair = {"two replicas": read[f"rep-{load}"], "prefill and decode apart": read[f"pd-{load}"]}
         seconds = longest_s(pair.values())
         replicas = used(list(pair["two replicas"]["gpus"].values()), seconds)

@@ -12,6 +12,8 @@ from benchmarks.paper.words import percent, sig, table
 from loadgen.stats.arrays import Floats
 
 DATA = FOLDER / "several-engines.json"
+LOADS = {"load4-1": "3.3/s", "load14-1": "11.0/s", "load14-2": "12.1/s"}
+"""Loads of two GPUs, by their arrivals per second."""
 TITLES = {
     "duo-x": "two engines, x alone",
     "duo-y": "two engines, y alone",
@@ -21,12 +23,8 @@ TITLES = {
     "one-load4": "3.4/s",
     "one-load4p": "3.4/s, prompts alone",
     "pd-single": "one at a time, two GPUs",
-    "pd-load4-1": "3.3/s, two GPUs",
-    "pd-load14-1": "11.0/s, two GPUs",
-    "pd-load14-2": "12.1/s, two GPUs",
-    "rep-load4-1": "3.3/s, replicas",
-    "rep-load14-1": "11.0/s, replicas",
-    "rep-load14-2": "12.1/s, replicas",
+    **{f"pd-{load}": f"{rate}, two GPUs" for load, rate in LOADS.items()},
+    **{f"rep-{load}": f"{rate}, replicas" for load, rate in LOADS.items()},
 }
 
 
@@ -184,11 +182,11 @@ def split_by_burst() -> str:
     """Return the joules of bursts of prompts by the counter of a GPU that computes prompts alone, and by the laws of
     that run and of replicas that serve the same requests whole."""
     body = []
-    for load in ("load4-1", "load14-1", "load14-2"):
+    for load, rate in LOADS.items():
         split, served = of_same_prompts(f"pd-{load}", f"rep-{load}")
         counter = split["by_counter"]["p"]
         cells = bursts_by_laws(counter["bursts"], counter["idle_w"], (split, served))
-        body.append([TITLES[f"pd-{load}"].partition(",")[0], *cells])
+        body.append([rate, *cells])
     return table(["load", *bursts_head("law of p", "law of replicas")], body)
 
 
